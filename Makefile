@@ -1,0 +1,52 @@
+# `make demo` on a fresh machine needs python3.11, make and a C++ compiler (DeepSpeed builds its parts); the rest comes here.
+# Without a GPU, `UV_TORCH_BACKEND=cpu make demo` takes torch's own CPU build in place of PyPI's, which brings CUDA.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+# Ray starts dozens of processes; without cached bytecode each of them would compile torch's and Ray's sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
+# A folder of wheels that pip is configured with counts for uv, too, if it exists (a missing one is an error in uv).
+INSTALL = links="$$($(BIN)/python -m pip config list | sed -n "s/.*find-links='\(.*\)'/\1/p" | head -n 1)"; \
+	if [ -d "$$links" ]; then export UV_FIND_LINKS="$$links"; fi; \
+	$(BIN)/uv pip install --python $(BIN)/python --constraints constraints.txt --editable
+
+.PHONY: demo serve test lint format evidence
+
+demo: $(VENV)/user.stamp
+	$(BIN)/speechgpt demo
+
+serve: $(VENV)/user.stamp
+	$(BIN)/speechgpt serve
+
+# The fast tests come first, then those that use Ray, then the slow ones (tests/conftest.py).
+test: $(VENV)/developer.stamp
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/developer.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/developer.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The long proofs; they write reports/evidence.json and reports/evidence.md.
+evidence: $(VENV)/developer.stamp
+	$(BIN)/python -m pytest -m evidence
+
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+
+$(VENV)/user.stamp: pyproject.toml constraints.txt | $(BIN)/uv
+	$(INSTALL) '.[voices,judge]'
+	touch $@
+
+$(VENV)/developer.stamp: pyproject.toml constraints.txt | $(BIN)/uv
+	$(INSTALL) '.[voices,judge,test]'
+	touch $@ $(VENV)/user.stamp

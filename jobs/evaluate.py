@@ -1,0 +1,378 @@
+"""Job `evaluate`: what a bundle can do, measured on speech and questions that no training saw, and written as a report.
+
+In a workspace it examines the recipe's bundle and the model that each training stage left, and writes
+`reports/evaluation.json` and `reports/evaluation.html`. With `--bundle B` it examines any bundle on
+what the bundle's own recipe keeps from training, with `--manifest M` on the recordings named there (their `answer`
+column, if there is one, says what a spoken question should get back).
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from jobs.publish import bundle_path
+from jobs.shell import Context, Job, JobError, JsonOption, RecipeOption, SetOption, WorkspaceOption, perform, verb
+from speechgpt.evaluation.config import EvaluationSection
+from speechgpt.language.config import GenerationSection, ReplyForm
+from speechgpt.recipe import Recipe
+from speechgpt.runtime.config import ResourcesSection
+from speechgpt.runtime.progress import Counter, Progress
+from speechgpt.runtime.tracking import Tracking
+from speechgpt.runtime.workspace import Workspace
+from speechgpt.speech.config import DataSection
+
+if TYPE_CHECKING:
+    from speechgpt.evaluation.examination import Clip
+    from speechgpt.evaluation.listening import Utterance
+    from speechgpt.evaluation.report import Sample
+    from speechgpt.evaluation.scoring import Examined
+
+_JSON, _HTML = "reports/evaluation.json", "reports/evaluation.html"
+_CHUNK = 32
+"""Clips in one call of an actor: the step of the progress bar."""
+_SAMPLES = 8
+"""Dialogues that the report plays."""
+_CPUS = 0.5
+"""Two of these actors work at a time, and must find room on a cluster of one CPU."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The language model that a stage left, and the adapter on top of it (names in the workspace)."""
+
+    stage: str
+    workspace: Workspace
+    model: str
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class Served:
+    """A bundle by an address that every node can resolve, and the MLflow store of a `models:/` one."""
+
+    address: str
+    store: str = ""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Under which an evaluation runs."""
+
+    evaluation: EvaluationSection = EvaluationSection()
+    generation: GenerationSection = GenerationSection()
+    resources: ResourcesSection = ResourcesSection()
+    data: DataSection = DataSection()
+    seed: int = 1
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Terms":
+        return cls(recipe.evaluation, recipe.generation, recipe.resources, recipe.data, recipe.seed)
+
+
+def run(context: Context) -> dict[str, Any]:
+    from speechgpt.evaluation.report import render
+
+    recipe, workspace = context.recipe, context.workspace
+    utterances = workspace_utterances(workspace)
+    if not utterances:
+        raise JobError(
+            f"{workspace.uri}: no held-out clip to evaluate on; evaluation.questions and world.held_out say how many"
+        )
+    subjects = stage_subjects(recipe, workspace) if recipe.evaluation.stages else []
+    served = Served(workspace.path(bundle_path(recipe)))
+    figures, samples = examine(served, utterances, subjects, Terms.of(recipe), context.progress)
+    workspace.write_json(_JSON, figures)
+    page = render(figures, samples, title=recipe.name, curves=loss_curves(recipe, workspace))
+    workspace.write_bytes(_HTML, page.encode())
+    for name in (_JSON, _HTML):
+        with workspace.fetch(name) as file:
+            context.run.log_artifacts(file)
+    context.progress.say(f"report: {workspace.path(_HTML)}")
+    return {"figures": {k: v for k, v in figures.items() if k != "detail"}, "outputs": [_JSON, _HTML]}
+
+
+def examine(
+    served: Served, utterances: Sequence["Utterance"], subjects: Sequence[Subject], terms: Terms, progress: Progress
+) -> tuple[dict[str, Any], list["Sample"]]:
+    """Examine a bundle on all utterances, and each subject on some of them.
+
+    The recogniser listens in one Ray actor while the language models answer in another. Returns the figures (the
+    contract's keys and `detail`) and dialogues to listen to. Raises JobError if no utterance can be decoded.
+    """
+    import ray
+
+    from jobs.examiners import BundleListener
+    from speechgpt.evaluation import scoring
+    from speechgpt.evaluation.metrics import Bootstrap
+    from speechgpt.evaluation.report import Sample
+    from speechgpt.language.script import spread
+    from speechgpt.runtime import cluster
+
+    cluster.connect(terms.resources)
+    listener: Any = ray.remote(num_cpus=_CPUS)(BundleListener).remote(
+        served.address, served.store, terms.evaluation.recogniser
+    )
+    clips, unusable = ray.get(listener.encode.remote(list(utterances), terms.data.max_seconds))
+    if not clips:
+        raise JobError(f"none of the {len(utterances)} utterances can be decoded; the first: {unusable[0]}")
+    judged = spread(scoring.headline(clips), terms.evaluation.judged_clips, terms.seed)
+    told = [clip for clip in judged if clip.text is not None]
+    sounds = {utterance.id: utterance.sound for utterance in utterances}
+    originals = listener.originals.remote({clip.id: sounds[clip.id] for clip in told})
+    resynthesised = listener.spoken.remote({clip.id: clip.units for clip in told})
+    examined = _examine_bundle(served, clips, terms, progress)
+    spoken = {clip.id: examined.replies[clip.id].units for clip in judged if clip.id in examined.replies}
+    answers = listener.spoken.remote({name: units for name, units in spoken.items() if units})
+    table = _examine_stages(subjects, clips, terms, progress)
+    progress.say("listening to the answers")
+    original, again, aloud = ray.get([originals, resynthesised, answers])
+    heard = scoring.Heard(original.words, again.words, aloud.words)
+    figures = scoring.figures(clips, examined, heard, Bootstrap(terms.evaluation.bootstrap, terms.seed))
+    figures["detail"] |= {"stages": table, "recogniser": ray.get(listener.recogniser.remote()), "unusable": unusable}
+    ray.kill(listener)
+    samples = [
+        Sample(
+            clip=clip,
+            reply=examined.replies[clip.id],
+            heard=aloud.words.get(clip.id),
+            question=sounds[clip.id],
+            resynthesis=again.sounds.get(clip.id),
+            answer=aloud.sounds.get(clip.id),
+        )
+        for clip in judged
+        if clip.id in examined.replies
+    ]
+    return figures, samples[:_SAMPLES]
+
+
+def _examine_bundle(served: Served, clips: Sequence["Clip"], terms: Terms, progress: Progress) -> "Examined":
+    """Put every clip to the served model: as a recognition task, and as a question to be answered aloud.
+
+    Recordings that are no questions are not asked for an answer, unless nothing else is there.
+    """
+    import ray
+
+    from jobs.examiners import BundleExaminer
+    from speechgpt.evaluation.scoring import Examined
+
+    examiner: Any = ray.remote(num_cpus=_CPUS)(BundleExaminer).remote(served.address, served.store, terms.generation)
+    told = [clip for clip in clips if clip.text is not None]
+    questions = _questions(clips)
+    with progress.count("asking the bundle", len(told) + len(questions) + len(clips), "replies") as counter:
+        examined = Examined(
+            transcripts=_ask(examiner.transcribe.remote, told, counter),
+            replies=_ask(_answering(examiner, "chain"), questions, counter),
+            losses=_ask(examiner.unit_losses.remote, clips, counter),
+        )
+    ray.kill(examiner)
+    return examined
+
+
+def _examine_stages(
+    subjects: Sequence[Subject], clips: Sequence["Clip"], terms: Terms, progress: Progress
+) -> dict[str, Any]:
+    """{stage: its row of the table}: the same few questions put to the model that each stage left."""
+    import ray
+
+    from jobs.examiners import StageExaminer
+    from speechgpt.evaluation import scoring
+    from speechgpt.evaluation.metrics import Bootstrap
+    from speechgpt.language.script import spread
+
+    questions = _questions(clips)
+    main = spread(scoring.headline(questions), terms.evaluation.stage_clips, terms.seed)
+    others = [clip for clip in questions if clip.group == "stranger" and clip not in main]
+    compared = main + spread(others, terms.evaluation.stage_clips, terms.seed)
+    table = {}
+    with progress.count("asking the model of each stage", 4 * len(compared) * len(subjects), "replies") as counter:
+        for subject in subjects:
+            examiner: Any = ray.remote(num_cpus=_CPUS)(StageExaminer).remote(
+                subject.workspace, subject.model, subject.adapter, terms.generation
+            )
+            examined = scoring.Examined(
+                transcripts=_ask(examiner.transcribe.remote, compared, counter),
+                replies=_ask(_answering(examiner, "text"), compared, counter),
+                typed=_ask(examiner.answer_typed.remote, compared, counter),
+                losses=_ask(examiner.unit_losses.remote, compared, counter),
+            )
+            ray.kill(examiner)
+            bootstrap = Bootstrap(terms.evaluation.bootstrap, terms.seed)
+            table[subject.stage] = scoring.stage_figures(compared, examined, bootstrap)
+    return table
+
+
+def _questions(clips: Sequence["Clip"]) -> list["Clip"]:
+    return [clip for clip in clips if clip.answer is not None] or list(clips)
+
+
+def _ask(call: Callable[[list["Clip"]], Any], clips: Sequence["Clip"], counter: Counter) -> dict[str, Any]:
+    """{clip id: reply} of an actor's method, asked in chunks of clips of like length."""
+    import ray
+
+    ordered = sorted(clips, key=lambda clip: (len(clip.units), clip.id))
+    chunks = [ordered[start : start + _CHUNK] for start in range(0, len(ordered), _CHUNK)]
+    replies: dict[str, Any] = {}
+    for chunk, pending in [(chunk, call(chunk)) for chunk in chunks]:
+        replies |= zip((clip.id for clip in chunk), ray.get(pending), strict=True)
+        counter.advance(len(chunk))
+    return replies
+
+
+def _answering(examiner: Any, form: ReplyForm) -> Callable[[list["Clip"]], Any]:
+    return lambda chunk: examiner.answer.remote(chunk, form)
+
+
+def stage_subjects(recipe: Recipe, workspace: Workspace) -> list[Subject]:
+    """The untrained model, then what each stage left, in order; a LoRA stage is its adapter on what it started from."""
+    starts = [f"checkpoints/{name}/start" for name in recipe.stages]
+    untrained = [Subject("untrained", workspace, start) for start in starts if workspace.exists(start)]
+    return untrained + [
+        Subject(
+            name,
+            workspace,
+            f"models/{stage.start_from if stage.lora else name}",
+            f"models/{name}" if stage.lora else None,
+        )
+        for name, stage in recipe.stages.items()
+    ]
+
+
+def workspace_utterances(workspace: Workspace) -> list["Utterance"]:
+    """Held-out spoken questions of every voice, and the held-out recordings that have a text."""
+    from pyarrow import dataset
+
+    from speechgpt.evaluation.listening import Utterance
+    from speechgpt.runtime.recordings import read_bytes
+
+    found = []
+    if workspace.exists("speech"):
+        speech = dataset.dataset(workspace.root("speech"), filesystem=workspace.fs)
+        held_out = (dataset.field("role") == "question") & (dataset.field("split") == "heldout")
+        for row in speech.to_table(filter=held_out).to_pylist():
+            known = (row["speaker"], row["text"], row["answer"], row["category"])
+            found.append(Utterance(row["id"], "stranger" if row["stranger"] else "seen", *known, sound=row["audio"]))
+    if workspace.exists("manifest/utterances.parquet"):
+        for row in workspace.read_table("manifest/utterances.parquet").to_pylist():
+            if row["split"] != "train" and row["text"]:
+                known = (row["speaker"] or "", row["text"], row["answer"], "recording")
+                found.append(Utterance(row["id"], "recording", *known, sound=read_bytes(row["path"])))
+    return sorted(found, key=lambda utterance: utterance.id)
+
+
+def manifest_utterances(manifest: str, limit: float) -> list["Utterance"]:
+    """Every usable row of a manifest. Raises JobError for one that cannot be used, or with too many bad rows."""
+    from jobs.manifest import refuse_too_many
+    from speechgpt.evaluation.listening import Utterance
+    from speechgpt.runtime.recordings import ManifestError, read_bytes, read_manifests
+
+    try:
+        recordings = read_manifests([manifest])
+    except ManifestError as error:
+        raise JobError(str(error)) from None
+    refuse_too_many(recordings, limit, manifest)
+    return [
+        Utterance(
+            id=row["id"],
+            group="manifest",
+            speaker=row["speaker"] or "",
+            text=row["text"],
+            answer=row["answer"],
+            category=row.get("category") or "",
+            sound=read_bytes(row["path"]),
+        )
+        for row in recordings.rows
+    ]
+
+
+def spoken_held_out(recipe: Recipe, workspace: Workspace, progress: Progress) -> list["Utterance"]:
+    """The recipe's held-out questions by every voice, in the same samples that its own pipeline judges."""
+    import pyarrow.compute as pc
+
+    from jobs.manifest import prompts_of
+    from jobs.synthesize import speak
+
+    prompts = prompts_of(recipe)
+    speak(prompts.filter(pc.equal(prompts["split"], "heldout")), recipe, workspace, progress)
+    return workspace_utterances(workspace)
+
+
+def loss_curves(recipe: Recipe, workspace: Workspace) -> dict[str, list[tuple[int, float]]]:
+    """(step, loss) of each training stage, as its MLflow run has them."""
+    tracking = Tracking.open(recipe.tracking, workspace, recipe.name)
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for stage in recipe.stages:
+        marker = f"models/_done/train-{stage}.json"
+        if workspace.exists(marker):
+            curves[stage] = tracking.curve(workspace.read_json(marker)["run_id"], "loss")
+    return curves
+
+
+def evaluate_bundle(address: str, manifest: str, workspace: str, progress: Progress) -> dict[str, Any]:
+    """The figures of any bundle under the terms of the recipe that made it, if it has one.
+
+    They are of a manifest, or else of the questions that this recipe keeps from training, which all its voices speak
+    anew, into a directory of `workspace`. Raises JobError for a bundle without a recipe and no manifest.
+    """
+    from speechgpt.runtime import bundle
+
+    # Ray's workers stand in other directories, and perhaps on nodes without this environment.
+    address = str(Path(address).absolute()) if Path(address).is_dir() else address
+    store = os.environ.get("MLFLOW_TRACKING_URI", "")
+    opened = bundle.load(address, store)
+    made_by = opened.manifest["lineage"].get("recipe")
+    made_by = Recipe.model_validate(yaml.safe_load(made_by)) if made_by else None
+    terms = Terms.of(made_by) if made_by else Terms()
+    if manifest:
+        utterances = manifest_utterances(manifest, terms.data.max_bad_fraction)
+    elif made_by:
+        # What the voices said under another recipe must not be taken for this one's.
+        which = hashlib.sha256(made_by.yaml().encode()).hexdigest()[:8]
+        place = Workspace(f"{workspace or 'runs'}/{made_by.name}-heldout-{which}")
+        utterances = spoken_held_out(made_by, place, progress)
+    else:
+        raise JobError(f"bundle {address} names no recipe whose questions could be asked: give a --manifest")
+    if not utterances:
+        raise JobError(f"{manifest or 'the recipe'} has nothing to evaluate on")
+    figures, _ = examine(Served(address, store), utterances, [], terms, progress)
+    return {**figures, "bundle": opened.digest}
+
+
+def evaluate(
+    bundle: Annotated[
+        str, typer.Option(help="Directory, s3://…, models:/name@alias, or a shipped name, in place of the workspace's.")
+    ] = "",
+    manifest: Annotated[
+        str, typer.Option(help="Recordings to evaluate a bundle on; else its recipe's held-out questions, spoken anew.")
+    ] = "",
+    recipe: RecipeOption = "nano",
+    workspace: WorkspaceOption = "",
+    set: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    if manifest and not bundle:
+        raise typer.BadParameter("--manifest needs --bundle; without both, the workspace's bundle is evaluated")
+    if not bundle:
+        perform(JOB, None, recipe, workspace, set, json)
+        return
+    with verb(json) as answer:
+        figures = evaluate_bundle(bundle, manifest, workspace, Progress(silent=json))
+        answer(figures if json else {"figures": {k: v for k, v in figures.items() if k != "detail"}})
+
+
+def _reads(recipe: Recipe, _argument: str | None) -> tuple[str, ...]:
+    trained = [f"train-{stage}" for stage in recipe.stages] if recipe.evaluation.stages else []
+    return ("manifest", "synthesize", "publish", *trained)
+
+
+JOB = Job(name="evaluate", part="reports", run=run, reads=_reads, sections=("evaluation", "generation", "data"))
+main = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+main.command("evaluate", help=__doc__)(evaluate)
+
+if __name__ == "__main__":
+    main()

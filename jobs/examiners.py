@@ -1,0 +1,35 @@
+"""Actors of the evaluation, each of which brings the models that it needs to the node it runs on."""
+
+from contextlib import ExitStack
+
+from speechgpt.evaluation.examination import Examiner
+from speechgpt.evaluation.listening import Listener
+from speechgpt.language.config import GenerationSection
+from speechgpt.runtime import bundle
+from speechgpt.runtime.workspace import Workspace
+
+
+class BundleListener(Listener):
+    """Encoder and vocoder of a bundle. address, store: as `bundle.resolve` takes them."""
+
+    def __init__(self, address: str, store: str, recogniser: str) -> None:
+        super().__init__(str(bundle.resolve(address, store)), recogniser)
+
+
+class BundleExaminer(Examiner):
+    """The language model of a bundle, with its adapter if it has one."""
+
+    def __init__(self, address: str, store: str, generation: GenerationSection) -> None:
+        directory = bundle.resolve(address, store)
+        adapter = directory / "adapter"
+        super().__init__(str(directory / "language"), str(adapter) if adapter.is_dir() else None, generation)
+
+
+class StageExaminer(Examiner):
+    """A model of a workspace, and the adapter on top of it (names in the workspace)."""
+
+    def __init__(self, workspace: Workspace, model: str, adapter: str | None, generation: GenerationSection) -> None:
+        with ExitStack() as opened:
+            directory = opened.enter_context(workspace.fetch(model))
+            on_top = opened.enter_context(workspace.fetch(adapter)) if adapter else None
+            super().__init__(str(directory), str(on_top) if on_top else None, generation)

@@ -1,0 +1,45 @@
+"""What a pipeline takes from outside, looked at before its first job: hours must not end at a missing package."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jobs.shell import JobError
+from speechgpt.recipe import Recipe
+
+
+def check(recipe: Recipe) -> None:
+    """Raises JobError that names everything missing, each with the recipe's key and what to do.
+
+    World and manifests are left to the first job, which reads them whole.
+    """
+    if problems := list(_problems(recipe)):
+        raise JobError(f"recipe {recipe.name} needs what is not here:\n  " + "\n  ".join(problems))
+
+
+def _problems(recipe: Recipe) -> Iterator[str]:
+    from jobs.build_instructions import read_instructions
+    from speechgpt.evaluation import recogniser
+    from speechgpt.speech import teacher
+    from speechgpt.speech.voices import Voice
+
+    voices = {**recipe.voices.questions, **recipe.voices.held_out}
+    for name, voice in voices.items():
+        yield from _tried(f"voices: {name}", Voice, voice)
+    for file in recipe.instructions.text_instructions:
+        yield from _tried("", read_instructions, file)
+    if recipe.encoder.init == "scratch":
+        yield from _tried("encoder.training.teacher", teacher.check, recipe.encoder.training.teacher)
+    if recipe.evaluation.recogniser != "none":
+        yield from _tried("evaluation", recogniser.find, recipe.evaluation.recogniser)
+    places = {"encoder.init": recipe.encoder.init, "language.base": recipe.language.base}
+    for key, place in (places | {"vocoder.init": recipe.vocoder.init}).items():
+        if place.startswith(("/", "./", "../", "~")) and not Path(place).is_dir():
+            yield f"{key}: {place}: no such directory"
+
+
+def _tried(key: str, find: Callable[..., object], *arguments: Any) -> Iterator[str]:
+    try:
+        find(*arguments)
+    except (JobError, OSError, ImportError, RuntimeError, ValueError) as error:
+        yield f"{key}: {error}" if key else str(error)

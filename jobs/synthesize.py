@@ -1,0 +1,138 @@
+"""Speak the prompts of the manifest with the recipe's voices, in shards that a Ray Data actor pool works through."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from jobs.shell import Context, Job, JobError, command
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from speechgpt.recipe import Recipe
+    from speechgpt.runtime.progress import Progress
+    from speechgpt.runtime.workspace import Workspace
+
+_SHARD = 250
+"""Prompts in one file of speech."""
+_QUARANTINE = "quarantine/synthesize"
+
+
+def run(context: Context) -> dict[str, Any]:
+    prompts = context.workspace.read_table("manifest/prompts.parquet")
+    unspoken = speak(prompts, context.recipe, context.workspace, context.progress)
+    seconds = sum(context.workspace.read_table("speech")["seconds"].to_pylist())
+    figures = {"utterances": len(prompts) - unspoken, "hours": seconds / 3600, "failed": unspoken}
+    return {"figures": figures, "outputs": ["speech"] + ([_QUARANTINE] if unspoken else [])}
+
+
+def speak(prompts: "pa.Table", recipe: "Recipe", workspace: "Workspace", progress: "Progress") -> int:
+    """Write `speech/` of the workspace, shards that are there excepted; returns how many prompts could not be spoken.
+
+    Raises JobError if those are more than the recipe allows.
+    """
+    import ray.data
+
+    from jobs import ray_data
+
+    ray_data.connect(recipe.resources)
+    prompts = prompts.sort_by("id")
+    shards = [{"first": first, "file": _file(ids)} for first, ids in _shards(prompts["id"].to_pylist())]
+    # A shard's name is a hash of what it says, so that a shard written before a kill is known to be the same.
+    written = set(workspace.list("speech"))
+    missing = [s for s in shards if s["file"] not in written]
+    pool = recipe.resources.synthesis
+    table = ray.put(prompts)
+    with progress.count("speaking", len(shards), "shards", done=len(shards) - len(missing)) as counter:
+        if missing:
+            spoken = ray.data.from_items(missing, override_num_blocks=len(missing)).map(
+                Speaker,  # type: ignore[arg-type]  # Ray takes classes, its types do not say so
+                fn_constructor_args=(workspace, table, recipe),
+                compute=ray.data.ActorPoolStrategy(min_size=pool.min_actors, max_size=pool.max_actors),
+                num_cpus=pool.cpus,
+            )
+            for _ in spoken.iter_rows():
+                counter.advance()
+    unspoken = workspace.read_table(_QUARANTINE) if workspace.exists(_QUARANTINE) else prompts.slice(0, 0)
+    limit = recipe.data.max_bad_fraction * len(prompts)
+    if len(unspoken) > limit:
+        first = unspoken.to_pylist()[0]
+        raise JobError(
+            f"{len(unspoken)} of {len(prompts)} prompts could not be spoken, more than data.max_bad_fraction allows; "
+            f"all are in {workspace.path(_QUARANTINE)}. The first: {first['source']}: {first['detail']}"
+        )
+    return len(unspoken)
+
+
+class Speaker:
+    """One actor: speaks the prompts of a shard and writes them as one Parquet file with FLAC bytes."""
+
+    def __init__(self, workspace: Any, prompts: Any, recipe: Any) -> None:
+        import ray
+
+        from speechgpt.speech.voices import Voice
+
+        self._workspace = workspace
+        self._prompts = ray.get(prompts)
+        sections = {**recipe.voices.questions, **recipe.voices.held_out}
+        self._voices = {name: Voice(section) for name, section in sections.items()}
+        self._seed, self._answer, self._recorded = recipe.seed, recipe.voices.answer, recipe.voices.recorded
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        import numpy as np
+        import pyarrow as pa
+
+        from speechgpt.speech import audio, augment
+        from speechgpt.speech.voices import VoiceError
+
+        spoken, silent = [], []
+        for row in self._prompts.slice(shard["first"], _SHARD).to_pylist():
+            try:
+                seed = _seed(self._seed, row["id"])
+                wave = self._voices[row["voice"]].say(row["text"], seed)
+                draw = np.random.default_rng((seed, 1))
+                if row["split"] == "train" and row["voice"] != self._answer and draw.random() < self._recorded:
+                    wave = augment.recorded(wave, draw)
+            except VoiceError as error:
+                silent.append({"source": row["id"], "reason": "unspoken", "detail": str(error)})
+                continue
+            flac = audio.encode(wave, "flac")
+            sound = {
+                "speaker": row["voice"],
+                "language": "en",
+                "seconds": len(wave) / audio.SAMPLE_RATE,
+                "sha256": hashlib.sha256(flac).hexdigest(),
+                "audio": flac,
+            }
+            spoken.append({**row, **sound})
+        if silent:
+            self._workspace.write_table(shard["file"].replace("speech", _QUARANTINE, 1), pa.Table.from_pylist(silent))
+        self._workspace.write_table(shard["file"], pa.Table.from_pylist(spoken))
+        return {"file": shard["file"]}
+
+
+def _shards(ids: list[str]) -> Iterator[tuple[int, list[str]]]:
+    for first in range(0, len(ids), _SHARD):
+        yield first, ids[first : first + _SHARD]
+
+
+def _file(ids: list[str]) -> str:
+    return f"speech/part-{hashlib.sha256(chr(10).join(ids).encode()).hexdigest()[:16]}.parquet"
+
+
+def _seed(seed: int, prompt: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{prompt}".encode()).digest()[:8], "big")
+
+
+JOB = Job(
+    name="synthesize",
+    part="speech",
+    run=run,
+    reads=("manifest",),
+    sections=("voices", "data.max_bad_fraction"),
+    partial=("speech", _QUARANTINE),
+)
+main = command(JOB)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""Job `tokenize`: speech becomes units, in shards that a Ray Data actor pool works through.
+
+Reads `speech/`, the recordings of `manifest/utterances.parquet`, and `encoder/`. Writes one `units/part-NAME.parquet` a
+shard and, for audio that cannot become units, `quarantine/tokenize-NAME.parquet`; other clips go on.
+
+What travels through Ray are names of shards and counts. An actor reads a shard's sound files, decodes them on threads,
+and writes the units itself, so that no waveform enters the object store. Shards and the batches inside them are formed
+from what they hold, never from arrival, and a shard's file appears whole under its shard's name: a job that was killed
+skips what is there and ends in the same bytes as one that was not. (Ray Data's CheckpointConfig resumes by row but
+names files by run; it could not promise that.)
+"""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.shell import Context, Job, JobError, command
+
+if TYPE_CHECKING:
+    from speechgpt.recipe import Recipe
+    from speechgpt.runtime.workspace import Workspace
+
+UNITS_SCHEMA = pa.schema(
+    {
+        "utterance_id": pa.string(),
+        "units": pa.list_(pa.int16()),
+        "durations": pa.list_(pa.int16()),
+        "text": pa.string(),
+        "speaker": pa.string(),
+        "language": pa.string(),
+        "seconds": pa.float64(),
+        "source": pa.string(),
+        "sha256": pa.string(),
+        "role": pa.string(),
+        "category": pa.string(),
+        "question_id": pa.string(),
+        "answer": pa.string(),
+        "split": pa.string(),
+        "voice": pa.string(),
+        "stranger": pa.bool_(),
+    }
+)
+_SHARD_SECONDS = 600.0
+"""Recordings in one shard: its decoded sound (38 MB) is held by one actor at once."""
+_DECODERS = 4
+_SHOWN_PROBLEMS = 5
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part of the input that becomes one file of units: a file of `speech/`, or a run of recordings."""
+
+    name: str
+    file: str
+    first: int
+    count: int
+
+    @property
+    def units(self) -> str:
+        return f"units/part-{self.name}.parquet"
+
+    @property
+    def quarantine(self) -> str:
+        return f"quarantine/tokenize-{self.name}.parquet"
+
+
+def run(context: Context) -> dict[str, Any]:
+    import ray.data
+
+    from jobs import ray_data
+
+    recipe, workspace = context.recipe, context.workspace
+    shards = plan(workspace, recipe.data.max_seconds)
+    if not shards:
+        raise JobError(
+            f"{workspace.uri}: no clip in speech/ or manifest/utterances.parquet; run manifest and synthesize"
+        )
+    there = set(workspace.list("units"))
+    missing = [shard for shard in shards if shard.units not in there]
+    for stale in set(workspace.list("quarantine")) - {shard.quarantine for shard in shards if shard.units in there}:
+        if stale.startswith("quarantine/tokenize-"):
+            workspace.delete(stale)
+    clips = sum(shard.count for shard in shards)
+    done = [tally(workspace, shard) for shard in shards if shard.units in there]
+    ray_data.connect(recipe.resources)
+    with context.progress.count("tokenizing", clips, "clips", done=sum(t["clips"] for t in done)) as counter:
+        if missing:
+            pool = recipe.resources.tokenisation
+            rows = [{"name": s.name, "file": s.file, "first": s.first, "count": s.count} for s in missing]
+            tallies = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+                cast("Any", Tokenizer),
+                fn_constructor_args=(workspace, recipe),
+                compute=ray.data.ActorPoolStrategy(min_size=pool.min_actors, max_size=pool.max_actors),
+                num_cpus=pool.cpus,
+                num_gpus=pool.gpus,
+            )
+            for row in tallies.iter_rows():
+                done.append(row)
+                counter.advance(row["clips"])
+                _refuse_too_many(workspace, shards, done, clips, recipe.data.max_bad_fraction)
+    _refuse_too_many(workspace, shards, done, clips, recipe.data.max_bad_fraction)
+    quarantine = [shard.quarantine for shard in shards if workspace.exists(shard.quarantine)]
+    return {"figures": _figures(done), "outputs": ["units", *quarantine]}
+
+
+def plan(workspace: "Workspace", longest: float) -> list[Shard]:
+    """The shards of what is there, in order of name. longest: seconds that a recording of unknown length counts as."""
+    shards = []
+    for file in workspace.list("speech"):
+        name = file.removeprefix("speech/part-")
+        if name != file and name.endswith(".parquet"):
+            rows = pq.read_metadata(workspace.root(file), filesystem=workspace.fs).num_rows
+            shards.append(Shard(name.removesuffix(".parquet"), file, 0, rows))
+    recordings = "manifest/utterances.parquet"
+    if workspace.exists(recordings):
+        seconds = workspace.read_table(recordings).column("seconds").to_pylist()
+        lengths = [longest if s is None else s for s in seconds]
+        for number, (first, count) in enumerate(runs(lengths, _SHARD_SECONDS)):
+            shards.append(Shard(f"recordings-{number:05d}", recordings, first, count))
+    return sorted(shards, key=lambda shard: shard.name)
+
+
+def runs(lengths: Iterable[float], budget: float) -> Iterator[tuple[int, int]]:
+    """(first, count) of consecutive items whose lengths sum to at most `budget`; a longer item stands alone."""
+    first, total, index = 0, 0.0, -1
+    for index, length in enumerate(lengths):
+        if index > first and total + length > budget:
+            yield first, index - first
+            first, total = index, 0.0
+        total += length
+    if index >= first:
+        yield first, index - first + 1
+
+
+class Tokenizer:
+    """One actor: holds the encoder, turns a shard's clips into units and writes them."""
+
+    def __init__(self, workspace: "Workspace", recipe: "Recipe") -> None:
+        import torch
+
+        from speechgpt.speech.encoder import SpeechEncoder
+
+        torch.set_num_threads(max(1, int(recipe.resources.tokenisation.cpus)))
+        self._workspace = workspace
+        self._longest = recipe.data.max_seconds
+        with workspace.fetch("encoder") as directory:
+            self._encoder = SpeechEncoder.load(directory, recipe.encoder.batch_seconds)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        import numpy as np
+
+        from speechgpt.runtime.recordings import QUARANTINE_SCHEMA
+
+        shard = Shard(row["name"], row["file"], row["first"], row["count"])
+        rows = self._workspace.read_table(shard.file).slice(shard.first, shard.count).to_pylist()
+        with ThreadPoolExecutor(_DECODERS) as pool:
+            heard = list(pool.map(lambda clip: _listen(clip, shard.file, self._longest), rows))
+        good = [clip for clip in heard if isinstance(clip, _Heard)]
+        bad = [clip for clip in heard if not isinstance(clip, _Heard)]
+        table = [
+            {**clip.columns, "units": units.astype(np.int16), "durations": durations.astype(np.int16)}
+            for clip, (units, durations) in zip(good, self._encoder.encode([clip.wave for clip in good]), strict=True)
+        ]
+        if bad:
+            self._workspace.write_table(shard.quarantine, pa.Table.from_pylist(bad, QUARANTINE_SCHEMA))
+        # Last, since its presence says that the shard is finished.
+        self._workspace.write_table(shard.units, pa.Table.from_pylist(table, UNITS_SCHEMA))
+        return tally(self._workspace, shard)
+
+
+def tally(workspace: "Workspace", shard: Shard) -> dict[str, Any]:
+    """What a finished shard came to."""
+    table = workspace.read_table(shard.units)
+    return {
+        "clips": shard.count,
+        "quarantined": shard.count - table.num_rows,
+        "units": len(pc.list_flatten(table["units"])),
+        "seconds": pc.sum(table["seconds"]).as_py() or 0.0,
+        "without_text": table["text"].null_count,
+    }
+
+
+@dataclass(frozen=True)
+class _Heard:
+    wave: Any
+    columns: dict[str, Any]
+
+
+def _listen(row: dict[str, Any], file: str, longest: float) -> "_Heard | dict[str, str]":
+    """Decode one clip: its wave and the columns that go with its units, or its row of the quarantine table."""
+    import hashlib
+
+    from speechgpt.runtime.recordings import sound_of
+    from speechgpt.speech import audio
+
+    source = row["path"] if "path" in row else f"{file}#{row['id']}"
+    try:
+        data = sound_of(row)
+        wave = audio.decode(data, max_seconds=longest)
+    except audio.AudioError as error:
+        return {"source": source, "reason": error.reason, "detail": f"{row['id']}: {error.detail}"}
+    except OSError as error:
+        return {"source": source, "reason": "unreadable", "detail": f"{row['id']}: {error}"}
+    kept = {name: row.get(name) for name in UNITS_SCHEMA.names}
+    own = {
+        "utterance_id": row["id"],
+        "seconds": len(wave) / audio.SAMPLE_RATE,
+        "source": source,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "role": row.get("role") or "recording",
+        "stranger": bool(row.get("stranger")),
+    }
+    return _Heard(wave, kept | own)
+
+
+def _refuse_too_many(
+    workspace: "Workspace", shards: list[Shard], done: list[dict[str, Any]], clips: int, limit: float
+) -> None:
+    """Raise JobError once more than `limit` of all clips are in quarantine: the rest cannot mend that."""
+    bad = sum(t["quarantined"] for t in done)
+    if bad <= limit * clips:
+        return
+    names = [shard.quarantine for shard in shards if workspace.exists(shard.quarantine)]
+    first = [row for name in names[:_SHOWN_PROBLEMS] for row in workspace.read_table(name).to_pylist()][
+        :_SHOWN_PROBLEMS
+    ]
+    shown = "\n".join(f"  {row['source']}: {row['reason']}: {row['detail']}" for row in first)
+    raise JobError(
+        f"{bad} of {clips} clips cannot become units, more than data.max_bad_fraction = {limit:g} allows; "
+        f"all are in {workspace.path('quarantine')}. The first:\n{shown}"
+    )
+
+
+def _figures(done: list[dict[str, Any]]) -> dict[str, Any]:
+    total = {key: sum(t[key] for t in done) for key in ("clips", "quarantined", "units", "seconds", "without_text")}
+    return {
+        "utterances": total["clips"] - total["quarantined"],
+        "quarantined": total["quarantined"],
+        "without_text": total["without_text"],
+        "hours": round(total["seconds"] / 3600, 4),
+        "units_per_second": round(total["units"] / max(total["seconds"], 1e-9), 3),
+    }
+
+
+JOB = Job(
+    name="tokenize",
+    part="units",
+    run=run,
+    reads=("manifest", "synthesize", "train-encoder", "fit-units"),
+    sections=("data",),
+    partial=("units",),
+)
+main = command(JOB)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""Train one stage of the language model: Ray Data tokenises and packs its rows, Ray Train runs DeepSpeed over them."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from jobs.shell import Context, Job, JobError, command
+from speechgpt.training.config import StageName
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import ray.data
+    import ray.train
+
+    from speechgpt.recipe import Recipe
+    from speechgpt.runtime.workspace import Workspace
+
+_ROWS = "instructions/rows.parquet"
+_ROWS_PER_TASK = 4096
+_BLOCKS_PER_TASK = 64
+"""Tasks are cut from the rows and the plan, never from what the cluster offers, so that a rerun forms the same ones."""
+
+
+def run(context: Context) -> dict[str, Any]:
+    import ray.data
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from jobs import ray_data
+    from jobs.training_curves import training_curves
+    from jobs.training_storage import forget_broken_run
+
+    name, recipe, workspace = _stage_name(context), context.recipe, context.workspace
+    stage, engine = recipe.stages[name], recipe.engine
+    ray_data.connect(recipe.resources)
+    start = _starting_model(context)
+    blocks, digest, figures = _blocks(context, start)
+    resources = {"CPU": engine.cpus_per_worker} | ({"GPU": engine.gpus_per_worker} if engine.gpus_per_worker else {})
+    forget_broken_run(workspace, f"checkpoints/{name}/run", context.progress.say)
+    with training_curves(context, name, stage.steps) as curves:
+        result = TorchTrainer(
+            _train,
+            train_loop_config={
+                "recipe": recipe,
+                "workspace": workspace,
+                "stage": name,
+                "start": start,
+                "blocks": digest,
+                "curves": curves,
+            },
+            torch_config=TorchConfig(backend="nccl" if engine.gpus_per_worker else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=engine.workers,
+                use_gpu=engine.gpus_per_worker > 0,
+                resources_per_worker=resources,
+                accelerator_type=(recipe.resources.accelerator or None) if engine.gpus_per_worker else None,
+            ),
+            run_config=ray.train.RunConfig(
+                # The same name and storage make Ray Train go on from the checkpoints of an attempt that was killed.
+                name="run",
+                storage_path=workspace.root(f"checkpoints/{name}"),
+                storage_filesystem=workspace.fs,
+                failure_config=ray.train.FailureConfig(max_failures=engine.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=stage.keep),
+            ),
+            datasets={"blocks": blocks},
+            # Every node reads the whole stage and picks its blocks by index.
+            dataset_config=ray.train.DataConfig(datasets_to_split=[]),
+        ).fit()
+    assert result.metrics is not None
+    return {"figures": {**figures, **result.metrics}, "outputs": [f"models/{name}"]}
+
+
+def _stage_name(context: Context) -> StageName:
+    for name in context.recipe.stages:
+        if name == context.argument:
+            return name
+    raise JobError(
+        f"recipe {context.recipe.name} has no stage {context.argument!r}; it has {list(context.recipe.stages)}"
+    )
+
+
+def _starting_model(context: Context) -> str:
+    """Where the stage's starting model lies in the workspace; the first stage's is made here."""
+    from safetensors.torch import load
+
+    from speechgpt.runtime.workspace import Workspace
+    from speechgpt.training import starting
+
+    name, recipe, workspace = _stage_name(context), context.recipe, context.workspace
+    if previous := recipe.stages[name].start_from:
+        if workspace.exists(f"models/{previous}/adapter_config.json"):
+            raise JobError(
+                f"stages.{name}.start_from: {previous!r} is trained by LoRA and leaves an adapter, not a model; "
+                f"start from the stage before it, or train {previous!r} without lora"
+            )
+        return f"models/{previous}"
+    start = f"checkpoints/{name}/start"
+    if not workspace.exists(start):
+        context.progress.say(f"{name}: making the starting model from {recipe.language.base}")
+        centroids = load(workspace.read_bytes("encoder/kmeans.safetensors"))["centroids"]
+        rows = sorted(row for row in workspace.read_table(_ROWS)["plain_text"].to_pylist())
+        with ExitStack() as opened:
+            base = recipe.language.base
+            if base.startswith("s3://"):
+                base = str(opened.enter_context(Workspace(base).fetch("")))
+            directory = opened.enter_context(workspace.stage(start))
+            starting.write_base(
+                directory, recipe.language, None if base == "scratch" else base, rows, centroids, recipe.seed
+            )
+    return start
+
+
+def _blocks(context: Context, start: str) -> tuple["ray.data.Dataset", str, dict[str, float]]:
+    """The stage's packed blocks, a digest of them, and figures about the rows they are made of."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import ray
+    import ray.data
+
+    from speechgpt.training import mixture, packing
+
+    name, recipe, workspace = _stage_name(context), context.recipe, context.workspace
+    stage = recipe.stages[name]
+    rows = workspace.read_table(_ROWS)
+    kinds = [kind for kind, weight in stage.mixture.items() if weight > 0]
+    rows = rows.filter(pc.and_(pc.equal(rows["split"], "train"), pc.is_in(rows["kind"], pa.array(kinds)))).sort_by("id")
+    tasks = [rows.slice(first, _ROWS_PER_TASK) for first in range(0, max(len(rows), 1), _ROWS_PER_TASK)]
+    tokenise: Callable[..., pa.Table] = _tokenise
+    arguments = {"workspace": workspace, "start": start, "loss_on": stage.loss_on, "unit_weight": stage.unit_weight}
+    tokenised = ray.data.from_arrow(tasks).map_batches(
+        tokenise, fn_kwargs=arguments, batch_format="pyarrow", batch_size=None
+    )
+    table = pa.concat_tables(ray.get(tokenised.to_arrow_refs())).sort_by("id").combine_chunks()
+    lengths = pc.list_value_length(table["ids"]).to_numpy()
+    table = table.filter(pa.array(lengths <= stage.block))
+    left_out = int((lengths > stage.block).sum())
+    if left_out:
+        context.progress.say(
+            f"{name}: {left_out} of {len(lengths)} rows are longer than a block of {stage.block} tokens and are left "
+            f"out (the longest has {lengths.max()}): raise stages.{name}.block to take them in"
+        )
+    lengths = lengths[lengths <= stage.block]
+    try:
+        draws = mixture.draw(table["kind"].to_pylist(), table["category"].to_pylist(), stage.mixture, recipe.seed)
+        planned = packing.plan(draws, lengths.tolist(), stage.block)
+        count = stage.steps * stage.micro_batch * stage.accumulation * recipe.engine.workers
+        plan = [next(planned) for _ in range(count)]
+    except ValueError as error:
+        raise JobError(f"stages.{name}: {error}; rows come from the job `instructions`") from None
+    tokens = table.select(["ids", "weights"])
+    groups = [
+        pa.table({"index": pa.array(range(first, first + len(part)), pa.int64()), "rows": part})
+        for first in range(0, count, _BLOCKS_PER_TASK)
+        if (part := plan[first : first + _BLOCKS_PER_TASK])
+    ]
+    with workspace.fetch(start) as directory:
+        from speechgpt.language.vocabulary import Vocabulary
+
+        pad = Vocabulary.load(directory).pad
+    pack: Callable[..., pa.Table] = _pack
+    # Whole before training begins: the workers will hold the CPUs that packing needs.
+    blocks = (
+        ray.data.from_arrow(groups)
+        .map_batches(
+            pack,
+            fn_kwargs={"tokens": ray.put(tokens), "block": stage.block, "pad": pad},
+            batch_format="pyarrow",
+            batch_size=None,
+        )
+        .materialize()
+    )
+    flat = np.concatenate([np.array(part) for part in plan])
+    digest = hashlib.sha256()
+    digest.update(repr((stage.block, pad, [len(part) for part in plan])).encode())
+    digest.update(flat.tobytes())
+    for column in ("ids", "weights"):
+        digest.update(tokens[column].combine_chunks().flatten().to_numpy())
+    packed = int(lengths[flat].sum())
+    figures = {
+        "rows": float(len(lengths)),
+        "rows_left_out": float(left_out),
+        "rows_drawn": float(len(flat)),
+        "tokens": float(packed),
+        "block_fill": packed / (count * stage.block),
+    }
+    return blocks, digest.hexdigest(), figures
+
+
+def _tokenise(rows: "pa.Table", workspace: "Workspace", start: str, loss_on: Any, unit_weight: float) -> "pa.Table":
+    import pyarrow as pa
+
+    from speechgpt.language.vocabulary import Vocabulary
+    from speechgpt.training.targets import encode
+
+    with workspace.fetch(start) as directory:
+        vocabulary = Vocabulary.load(directory)
+    encoded = [
+        encode(vocabulary, row["prefix"], row["plain_text"], loss_on, unit_weight)
+        for row in rows.select(["prefix", "plain_text"]).to_pylist()
+    ]
+    return (
+        rows.select(["id", "kind", "category"])
+        .append_column("ids", pa.array([ids for ids, _ in encoded], pa.list_(pa.int32())))
+        .append_column("weights", pa.array([weights for _, weights in encoded], pa.list_(pa.float32())))
+    )
+
+
+def _pack(plan: "pa.Table", tokens: Any, block: int, pad: int) -> "pa.Table":
+    import ray
+
+    from speechgpt.training.blocks import table
+    from speechgpt.training.packing import pack
+
+    rows: pa.Table = ray.get(tokens)
+
+    def row(number: int) -> tuple[Any, Any]:
+        return rows["ids"][number].values.to_numpy(), rows["weights"][number].values.to_numpy()
+
+    packed = [pack([row(number) for number in part], block, pad) for part in plan["rows"].to_pylist()]
+    return table(plan["index"].to_pylist(), packed)
+
+
+def _train(config: dict[str, Any]) -> None:
+    """One worker of a stage."""
+    import ray.train
+    import torch
+    from torch import distributed
+
+    from speechgpt.training import engine as zero
+    from speechgpt.training import starting
+    from speechgpt.training.blocks import Blocks
+    from speechgpt.training.export import export
+    from speechgpt.training.loop import train
+    from speechgpt.training.objective import Objective
+
+    recipe: Recipe = config["recipe"]
+    workspace: Workspace = config["workspace"]
+    stage, section = recipe.stages[config["stage"]], recipe.engine
+    where = ray.train.get_context()
+    rank = where.get_world_rank()
+    zero.join(section)
+    path = _on_this_node(config["blocks"])
+    if where.get_local_rank() == 0 and not path.is_file():
+        _stream(path, stage.block)
+    distributed.barrier()
+    torch.manual_seed(recipe.seed + rank)
+    settings = zero.configuration(section, stage, where.get_world_size())
+    with workspace.fetch(config["start"]) as start:
+        vocabulary, prompts = starting.interface(start)
+        with zero.partitioned_loading(settings):
+            model: Any = starting.load(start, section.gradient_checkpointing)
+        if stage.lora:
+            model = starting.add_lora(model, stage.lora, stage.start_from, recipe.seed)
+    objective = Objective(model, vocabulary.first_unit, vocabulary.unit_count)
+    engine = zero.under_zero(objective, section, stage, settings)
+    last: dict[str, float] = {
+        "parameters": zero.parameter_count(model),
+        "trainable_parameters": zero.parameter_count(model, trainable=True),
+    }
+
+    def report(figures: dict[str, float], directory: Path | None) -> None:
+        last.update(figures)
+        if directory is not None:
+            ray.train.report(dict(last), checkpoint=ray.train.Checkpoint.from_directory(directory))
+        elif rank == 0:
+            # Straight to the driver: ray.train.report waits for every worker and for the controller's next look.
+            config["curves"].send(figures)
+
+    train(engine, Blocks(path), stage, report, _Reported())
+    with ExitStack() as opened:
+        directory = opened.enter_context(workspace.stage(f"models/{config['stage']}")) if rank == 0 else None
+        export(engine, directory)
+        if directory is not None and not stage.lora:
+            vocabulary.save(directory)
+            prompts.save(directory)
+    distributed.barrier()
+    if where.get_local_rank() == 0:
+        path.unlink()
+
+
+class _Reported:
+    """Checkpoints that this run, or an earlier attempt at it, reported to Ray Train."""
+
+    def newest_first(self) -> Iterator[AbstractContextManager[Path]]:
+        import ray.train
+
+        for reported in reversed(ray.train.get_all_reported_checkpoints()):
+            yield _opened(reported.checkpoint)
+
+
+def _opened(checkpoint: "ray.train.Checkpoint") -> AbstractContextManager[Path]:
+    from contextlib import contextmanager
+
+    @contextmanager
+    def directory() -> Iterator[Path]:
+        with checkpoint.as_directory() as path:
+            yield Path(path)
+
+    return directory()
+
+
+def _on_this_node(digest: str) -> Path:
+    """Where a node keeps the blocks of that digest; a worker that is started again finds them there."""
+    directory = Path(tempfile.gettempdir(), f"speechgpt-{os.getuid()}")
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory / f"{digest[:32]}.arrow"
+
+
+def _stream(path: Path, block: int) -> None:
+    import ray.train
+
+    from speechgpt.training import blocks
+
+    shard = ray.train.get_dataset_shard("blocks")
+    blocks.write(path, shard.iter_batches(batch_size=_BLOCKS_PER_TASK, batch_format="pyarrow"), block)
+
+
+def _reads(recipe: "Recipe", name: str | None) -> tuple[str, ...]:
+    """The rows, and the model that the stage starts from (for the first stage the codebook)."""
+    stage = next((section for key, section in recipe.stages.items() if key == name), None)
+    return ("instructions", f"train-{stage.start_from}" if stage and stage.start_from else "fit-units")
+
+
+JOB = Job(
+    name="train",
+    part="models",
+    run=run,
+    reads=_reads,
+    sections=("stages.{argument}", "engine", "language"),
+    variants=get_args(StageName),
+    partial=("checkpoints/{argument}",),
+)
+main = command(JOB)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Train the unit vocoder on the answer voice, or fit a shipped one to this run's codebook and tune it, on Ray Train."""
+
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jobs.shell import Context, Job, JobError, command
+
+_CLIPS = "vocoder/clips"
+_FINAL = "vocoder"
+_SHIPPED = "package:bundles/nano/vocoder"
+
+
+def run(context: Context) -> dict[str, Any]:
+    import ray.data
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from jobs import ray_data
+    from jobs.training_curves import training_curves
+    from jobs.training_storage import forget_broken_run
+
+    ray_data.connect(context.recipe.resources)
+    workspace, training = context.workspace, context.recipe.vocoder.training
+    seconds = _features(context)
+    forget_broken_run(context.workspace, "checkpoints/vocoder", context.progress.say)
+    with training_curves(context, "vocoder", training.steps) as curves:
+        trainer = TorchTrainer(
+            _train,
+            train_loop_config={"recipe": context.recipe, "workspace": workspace, "curves": curves},
+            torch_config=TorchConfig(backend="gloo"),
+            scaling_config=ray.train.ScalingConfig(num_workers=training.workers, resources_per_worker={"CPU": 1}),
+            run_config=ray.train.RunConfig(
+                name="vocoder",
+                storage_path=workspace.root("checkpoints"),
+                storage_filesystem=workspace.fs,
+                failure_config=ray.train.FailureConfig(max_failures=context.recipe.engine.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        result = trainer.fit()
+    assert result.checkpoint is not None and result.metrics is not None
+    with result.checkpoint.as_directory() as folder:
+        for file in sorted(Path(folder, "vocoder").iterdir()):
+            workspace.write_bytes(f"{_FINAL}/{file.name}", file.read_bytes())
+    workspace.delete(_CLIPS)
+    figures = {k: v for k, v in result.metrics.items() if isinstance(v, int | float)}
+    return {
+        "figures": {**figures, "hours": seconds / 3600},
+        "outputs": [f"{_FINAL}/config.json", f"{_FINAL}/model.safetensors"],
+    }
+
+
+def _features(context: Context) -> float:
+    """Encoder features of the answer voice's training clips, beside their sound; returns seconds of audio."""
+    import pyarrow.compute as pc
+    import ray.data
+
+    workspace = context.workspace
+    files = [name for name in workspace.list("speech") if name.endswith(".parquet")]
+    done = set(workspace.list(_CLIPS))
+    missing = [{"file": name} for name in files if f"{_CLIPS}/{Path(name).name}" not in done]
+    pool = context.recipe.resources.tokenisation
+    with context.progress.count("features", len(files), "shards", done=len(files) - len(missing)) as counter:
+        if missing:
+            dataset = ray.data.from_items(missing, override_num_blocks=len(missing)).map(
+                ClipFeatures,  # type: ignore[arg-type]  # Ray takes classes, its types do not say so
+                fn_constructor_args=(workspace, context.recipe),
+                compute=ray.data.ActorPoolStrategy(min_size=pool.min_actors, max_size=pool.max_actors),
+                num_cpus=pool.cpus,
+                num_gpus=pool.gpus or None,
+            )
+            for _ in dataset.iter_rows():
+                counter.advance()
+    seconds = pc.sum(workspace.read_table(_CLIPS)["seconds"]).as_py()
+    if not seconds:
+        raise JobError(f"speech/ has no training clip of the answer voice {context.recipe.voices.answer!r}")
+    return seconds
+
+
+class ClipFeatures:
+    """Writes a shard's clips of the answer voice, and their disguises, with their features as float16 bytes."""
+
+    def __init__(self, workspace: Any, recipe: Any) -> None:
+        import torch
+
+        from speechgpt.speech.hubert import HubertFeatures
+
+        torch.set_num_threads(1)
+        self._workspace, self._voice = workspace, recipe.voices.answer
+        self._disguises = recipe.vocoder.training.disguises
+        with workspace.fetch("encoder") as directory:
+            self._features = HubertFeatures.load(directory)
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        import numpy as np
+        import pyarrow as pa
+
+        from speechgpt.speech import audio, augment
+
+        rows = []
+        for row in self._workspace.read_table(shard["file"]).to_pylist():
+            if row["voice"] != self._voice or row["split"] == "heldout":
+                continue
+            wave = audio.decode(row["audio"])
+            draw = np.random.default_rng(int(row["sha256"][:16], 16))
+            heard = [wave, *(augment.disguised(wave, draw) for _ in range(self._disguises))]
+            for number, frames in enumerate(self._features(heard)):
+                rows.append(
+                    {
+                        "id": f"{row['id']}~{number}",
+                        "audio": row["audio"],
+                        "features": frames.half().numpy().tobytes(),
+                        "seconds": len(wave) / audio.SAMPLE_RATE,
+                    }
+                )
+        schema = pa.schema({"id": pa.string(), "audio": pa.binary(), "features": pa.binary(), "seconds": pa.float64()})
+        self._workspace.write_table(f"{_CLIPS}/{Path(shard['file']).name}", pa.Table.from_pylist(rows, schema))
+        return {"clips": len(rows)}
+
+
+def _train(config: dict[str, Any]) -> None:
+    """One worker of the vocoder's training."""
+    import numpy as np
+    import ray.train
+    import torch
+
+    from speechgpt.speech import audio
+    from speechgpt.speech.codebook import Codebook
+    from speechgpt.speech.vocoder import Vocoder
+    from speechgpt.training.vocoding import Recording, VocoderTrainer, train
+
+    recipe, workspace = config["recipe"], config["workspace"]
+    section = recipe.vocoder.training
+    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    torch.set_num_threads(1)
+    torch.manual_seed(recipe.seed)
+    table = workspace.read_table(_CLIPS).sort_by("id")
+    with workspace.fetch("encoder") as directory:
+        codebook = Codebook.load(directory)
+    dimensions = codebook.centroids.shape[1]
+
+    def recording(index: int) -> Recording:
+        features = np.frombuffer(table["features"][index].as_py(), np.float16).reshape(-1, dimensions)
+        return Recording(audio.decode(table["audio"][index].as_py()), features)
+
+    model = _initial(recipe, codebook)
+    codebooks = [codebook, *_further_codebooks(section.codebooks, recording, len(table), recipe.seed)]
+    trainer = VocoderTrainer(model, codebooks, section)
+    first_step = 0
+    if (checkpoint := ray.train.get_checkpoint()) is not None:
+        with checkpoint.as_directory() as folder:
+            state = torch.load(Path(folder, "training.pt"), weights_only=True)
+        trainer.restore(state)
+        first_step = state["step"]
+
+    def average(module: torch.nn.Module) -> None:
+        for parameter in module.parameters():
+            if world > 1 and parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= world
+
+    def save(step: int, losses: dict[str, float]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            saved = None
+            if rank == 0:
+                torch.save({**trainer.state(), "step": step}, Path(folder, "training.pt"))
+                # Saving folds the weight norm away, so a copy is saved and the trained one goes on.
+                copy = _initial(recipe, codebook)
+                copy.load_state_dict(model.state_dict())
+                vocoder = Vocoder(copy)
+                if copy.from_centroids is not None:
+                    vocoder.fit_codebook(codebook.centroids)
+                vocoder.save(Path(folder, "vocoder"))
+                saved = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report({"step": step, **losses}, checkpoint=saved)
+
+    steps = train(
+        trainer, recording, len(table), seed=recipe.seed * world + rank, first_step=first_step, synchronise=average
+    )
+    if section.steps == first_step:
+        save(first_step, {})
+    for losses in steps:
+        step = int(losses.pop("step"))
+        if step % section.checkpoint_every == 0 or step == section.steps:
+            save(step, losses)
+        elif step % 10 == 0 and rank == 0:
+            config["curves"].send({"step": step, **losses})
+
+
+def _initial(recipe: Any, codebook: Any) -> Any:
+    """The model that training starts from: random, the shipped one, or a directory's, fitted to this codebook."""
+    from speechgpt.speech.vocoder import UnitVocoder, Vocoder
+
+    init = recipe.vocoder.init
+    if init == "scratch":
+        dimensions = codebook.centroids.shape[1] if recipe.vocoder.training.codebooks else 0
+        return UnitVocoder(recipe.vocoder.generator, codebook.clusters, dimensions)
+    directory = resources.files("speechgpt") / "bundles" / "nano" / "vocoder" if init == "shipped" else init
+    vocoder = Vocoder.load(str(directory))
+    if vocoder.model.from_centroids is not None:
+        vocoder.fit_codebook(codebook.centroids)
+    return vocoder.model
+
+
+def _further_codebooks(sizes: tuple[int, ...], recording: Any, count: int, seed: int) -> list[Any]:
+    """Codebooks of other sizes on these clips' own features."""
+    import numpy as np
+
+    from speechgpt.speech import codebook
+
+    if not sizes:
+        return []
+    chosen = np.random.default_rng(seed).permutation(count)[:400]
+    frames = np.concatenate([recording(int(i)).frames for i in chosen]).astype(np.float32)
+    return [codebook.fit(frames, size, seed=seed + size, iterations=15)[0] for size in sizes]
+
+
+JOB = Job(
+    name="train-vocoder",
+    part="vocoder",
+    run=run,
+    reads=("synthesize", "train-encoder", "fit-units"),
+    sections=("vocoder", "voices"),
+    files=lambda recipe: [f"{_SHIPPED}/model.safetensors"] if recipe.vocoder.init == "shipped" else [],
+    partial=(_CLIPS, "checkpoints/vocoder"),
+)
+main = command(JOB)
+
+if __name__ == "__main__":
+    main()

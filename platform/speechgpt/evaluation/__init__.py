@@ -1,0 +1,1 @@
+"""Metrics, an independent recogniser, and reports."""

@@ -1,0 +1,78 @@
+"""Speech to units and back, and the independent recogniser that listens to all of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from speechgpt.evaluation.examination import Clip
+from speechgpt.evaluation.recogniser import open_recogniser
+from speechgpt.speech import audio
+from speechgpt.speech.encoder import SpeechEncoder
+from speechgpt.speech.vocoder import Vocoder
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A clip before it is units: the bytes of its sound file, and what is known about it (see Clip)."""
+
+    id: str
+    group: str
+    speaker: str
+    text: str | None
+    answer: str | None
+    category: str
+    sound: bytes
+
+
+@dataclass(frozen=True)
+class Listened:
+    """By clip id: what the recogniser wrote down (nothing without one), and the FLAC bytes of what it heard."""
+
+    words: dict[str, str]
+    sounds: dict[str, bytes]
+
+
+class Listener:
+    """The encoder and vocoder of a bundle directory, with a recogniser (see `open_recogniser`)."""
+
+    def __init__(self, bundle: str, recogniser: str) -> None:
+        self._encoder = SpeechEncoder.load(Path(bundle, "encoder"))
+        self._vocoder = Vocoder.load(Path(bundle, "vocoder"))
+        self._recogniser = open_recogniser(recogniser)
+
+    def encode(self, utterances: Sequence[Utterance], longest: float) -> tuple[list[Clip], list[str]]:
+        """The clips as units, and for each that cannot be used what is wrong with it. longest: seconds."""
+        waves, heard, unusable = [], [], []
+        for each in utterances:
+            try:
+                waves.append(audio.decode(each.sound, max_seconds=longest))
+                heard.append(each)
+            except audio.AudioError as error:
+                unusable.append(f"{each.id}: {error}")
+        clips = [
+            Clip(u.id, u.group, u.speaker, u.text, u.answer, u.category, tuple(int(unit) for unit in encoded.units))
+            for u, encoded in zip(heard, self._encoder.encode(waves), strict=True)
+        ]
+        return clips, unusable
+
+    def originals(self, sounds: Mapping[str, bytes]) -> Listened:
+        """What the recogniser makes of the clips themselves: the least that any resynthesis can be blamed for."""
+        return self._listen({name: audio.decode(sound) for name, sound in sounds.items()})
+
+    def spoken(self, units: Mapping[str, Sequence[int]]) -> Listened:
+        """Units through the vocoder, by clip id: resynthesis of a clip's own units, or a model's answer aloud."""
+        names = list(units)
+        waves = self._vocoder.synthesize([list(units[name]) for name in names]) if names else []
+        return self._listen(dict(zip(names, waves, strict=True)))
+
+    def recogniser(self) -> str | None:
+        """Name of the recogniser, None if there is none."""
+        return None if self._recogniser is None else self._recogniser.name
+
+    def _listen(self, waves: Mapping[str, np.ndarray]) -> Listened:
+        sounds = {name: audio.encode(wave, "flac") for name, wave in waves.items()}
+        if self._recogniser is None:
+            return Listened({}, sounds)
+        return Listened(dict(zip(waves, self._recogniser.transcribe(list(waves.values())), strict=True)), sounds)

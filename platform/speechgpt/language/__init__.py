@@ -1,0 +1,1 @@
+"""Units and text <-> a language model: vocabulary, prompts, instructions, generation."""

@@ -1,0 +1,67 @@
+"""Recipe sections of the language room."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from speechgpt.section import Section
+
+Dialect = Literal["released", "paper"]
+ReplyForm = Literal["chain", "direct", "text"]
+"""chain: transcript, text answer, spoken answer; direct: no transcript; text: no speech."""
+
+
+class LanguageSection(Section):
+    """The base model and how its vocabulary grows."""
+
+    base: str = "scratch"
+    """`scratch`, a directory, s3:// or a Hugging Face name of a causal language model."""
+    architecture: dict = {}
+    """LlamaConfig fields, for `scratch`."""
+    text_vocabulary: int = Field(800, ge=260)
+    """Size of the byte-level BPE that `scratch` trains on the recipe's own texts."""
+    markers: Literal["released", "whole"] = "whole"
+    """`released`: exactly the published weights' tokens; `whole`: also `<eoa> [tq] [ta] [ua]` as one token each."""
+    pad_vocabulary_to: int = Field(64, ge=1)
+    unit_init: Literal["random", "centroids"] = "centroids"
+    dialect: Dialect = "paper"
+    prefix: Literal["", "speechgpt"] = "speechgpt"
+    """What every row and prompt begins with: the published description of SpeechGPT (about 100 tokens), or nothing."""
+
+
+class WorldSection(Section):
+    """The closed world of questions and answers that `nano` learns."""
+
+    file: str = "nano"
+    """A shipped world, or a path to a YAML file of the same form."""
+    max_questions: int = Field(0, ge=0)
+    """0 takes all."""
+    held_out: float = Field(0.1, gt=0, lt=1)
+    """Share of the questions that no training sees."""
+    readings: int = Field(300, ge=0)
+    """General sentences, read aloud, for recognition and the vocoder."""
+
+
+class InstructionsSection(Section):
+    text_instructions: tuple[str, ...] = ()
+    """JSON Lines of `instruction, response`: for the text-only rows of stage 2 and for chain-of-modality rows."""
+    max_answer_words: int = Field(35, ge=1)
+    """The paper keeps answers of fewer words than this."""
+    transcribe_probability: float = Field(0.5, ge=0, le=1)
+    """The paper's p: a unit-text pair becomes a recognition row with p, a speaking row with 1 - p."""
+    forms: tuple[Literal["s2s", "s2t", "t2s", "t2t"], ...] = ("s2s", "s2t", "t2s", "t2t")
+    descriptions: int = Field(20, ge=1, le=20)
+    """How many wordings of the recognition task, and of the speaking task, are drawn from."""
+    multi_turn: float = Field(0.0, ge=0, le=1)
+    """Share of chain-of-modality rows that join two dialogues."""
+
+
+class GenerationSection(Section):
+    """Decoding. `released` preset: 0.7 / 50 / 0.8; paper: 0.8 / 60 / 0.8 (SPEC 0, 1.5). Temperature 0 is greedy."""
+
+    temperature: float = Field(0.7, ge=0)
+    top_k: int = Field(50, ge=0)
+    top_p: float = Field(0.8, gt=0, le=1)
+    max_new_tokens: int = Field(2048, ge=1)
+    max_text_tokens: int = Field(256, ge=1)
+    """Tokens outside `<sosp>…<eosp>` before an answer is cut."""

@@ -1,0 +1,216 @@
+"""Decoding that can only give well-formed replies: a grammar over tokens, and sampling that batches do not change.
+
+The grammar is read off the answer's template. Its single-token markers cut it into regions; a region holds text,
+units or nothing, and ends with the next marker. Where tags are several tokens (published vocabulary), they are part of
+a text.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from string import Formatter
+from typing import Literal, NamedTuple
+
+import torch
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from speechgpt.language.config import GenerationSection
+from speechgpt.language.segments import END_OF_ANSWER, END_OF_SEQUENCE
+from speechgpt.language.vocabulary import Vocabulary
+
+_LONGEST_TAG = 12
+"""Tokens that hold `<eoa>` spelt in pieces: one a letter, and some to spare."""
+
+
+class Region(NamedTuple):
+    """What may stand between two markers. `needed`: at least one token of it must."""
+
+    content: Literal["text", "units", "nothing"]
+    needed: bool
+
+
+class Grammar(NamedTuple):
+    """Regions of an answer and the markers (token ids) between them; after the last region it ends."""
+
+    regions: list[Region]
+    markers: list[int]
+
+
+def grammar(template: str, vocabulary: Vocabulary) -> Grammar:
+    """The grammar of an answer template (`prompts.answer_template`)."""
+    regions: list[Region] = []
+    markers: list[int] = []
+    content: Literal["text", "units", "nothing"] = "nothing"
+    needed = False
+    for part in _parts(template, vocabulary):
+        match part:
+            case "slot":
+                content, needed = "text", True
+            case "units":
+                regions += [Region(content, needed), Region("units", True)]
+                markers += [vocabulary.sosp, vocabulary.eosp]
+                content, needed = "nothing", False
+            case "words":
+                content = "text"
+            case int(marker):
+                if marker in end_tokens(vocabulary):
+                    # The answer ends here; the full stop that templates put after it need not be generated.
+                    break
+                regions.append(Region(content, needed))
+                markers.append(marker)
+                content, needed = "nothing", False
+    return Grammar([*regions, Region(content, needed)], markers)
+
+
+def _parts(template: str, vocabulary: Vocabulary) -> Iterable[Literal["slot", "units", "words"] | int]:
+    for literal, slot, _, _ in Formatter().parse(template):
+        for part in re.split("(" + "|".join(map(re.escape, vocabulary.marker_ids)) + ")", literal):
+            if part in vocabulary.marker_ids:
+                yield vocabulary.marker_ids[part]
+            elif part.strip():
+                yield "words"
+        if slot:
+            yield "units" if slot == "answer_units" else "slot"
+
+
+def end_tokens(vocabulary: Vocabulary) -> list[int]:
+    """Tokens after which there is no more of an answer."""
+    ids = vocabulary.marker_ids
+    return [vocabulary.eos, *(ids[marker] for marker in (END_OF_ANSWER, END_OF_SEQUENCE) if marker in ids)]
+
+
+def cut_token(vocabulary: Vocabulary) -> int:
+    """The token that stops a reply which has used up its budget: `<eoh>`, which no answer can hold."""
+    return vocabulary.eoh
+
+
+class GrammarProcessor(LogitsProcessor):
+    """Masks every token that the grammar does not allow next.
+
+    Works from the generated tokens alone (those after `prompt_length`), so that batches and left padding need no care.
+
+    rows: height of the model's output, which padding may make larger than the vocabulary.
+    budgets: tokens that each reply of the batch may have, [batch].
+    max_text_tokens: tokens outside speech that a reply may have.
+    A reply that has used up either gets the cut token.
+    """
+
+    def __init__(
+        self,
+        grammar: Grammar,
+        vocabulary: Vocabulary,
+        rows: int,
+        prompt_length: int,
+        budgets: Sequence[int],
+        max_text_tokens: int,
+    ) -> None:
+        self._prompt_length = prompt_length
+        self._max_text_tokens = max_text_tokens
+        self._merged = vocabulary.merged and vocabulary.unit_count > 1
+        self._first_unit, self._end_unit = vocabulary.first_unit, vocabulary.first_unit + vocabulary.unit_count
+        self._budgets = torch.tensor(budgets)
+        self._markers = torch.tensor(grammar.markers, dtype=torch.long)
+        self._is_text = torch.tensor([region.content == "text" for region in grammar.regions])
+        self._cut = _only(rows, [cut_token(vocabulary)])
+        content = {
+            "text": _text_tokens(rows, vocabulary),
+            "units": _only(rows, range(self._first_unit, self._end_unit)),
+            "nothing": _only(rows, []),
+        }
+        allowed = []
+        for number, region in enumerate(grammar.regions):
+            last = number == len(grammar.markers)
+            after = _only(rows, end_tokens(vocabulary) if last else [grammar.markers[number]])
+            inside = content[region.content]
+            allowed += [inside if region.needed else inside | after, inside | after]
+        # Two rows a region: at its start, and after at least one token of it.
+        self._allowed = torch.stack(allowed)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """input_ids [batch, length], scores [batch, rows] -> scores with -inf where a token is not allowed."""
+        self._to(scores.device)
+        generated = input_ids[:, self._prompt_length :]
+        is_marker = torch.isin(generated, self._markers)
+        is_unit = (generated >= self._first_unit) & (generated < self._end_unit)
+        region = is_marker.sum(1)
+        begun = ~is_marker[:, -1] if generated.shape[1] else torch.zeros_like(region, dtype=torch.bool)
+        # Replies that have ended go on as padding; whatever is allowed them is thrown away.
+        allowed = self._allowed[2 * region + begun]
+        spent = self._is_text[region] & ((~is_unit).sum(1) >= self._max_text_tokens)
+        spent |= self._budgets <= generated.shape[1]
+        scores = scores.masked_fill(~torch.where(spent[:, None], self._cut, allowed), -torch.inf)
+        if self._merged and generated.shape[1]:
+            # Merged units have no adjacent duplicates; the duration predictor says how long each one lasts.
+            speaking = (is_unit[:, -1] & ~spent).nonzero().squeeze(1)
+            scores[speaking, generated[speaking, -1]] = -torch.inf
+        return scores
+
+    def _to(self, device: torch.device) -> None:
+        if self._allowed.device != device:
+            for name in ("_allowed", "_cut", "_is_text", "_markers", "_budgets"):
+                setattr(self, name, getattr(self, name).to(device))
+
+
+class GumbelSampler(LogitsProcessor):
+    """Turns the most likely token into a sampled one, from each reply's own random numbers.
+
+    The largest of log p + Gumbel noise is a draw from p (Gumbel 1954), so that greedy search samples, and a reply does
+    not depend on what else is in its batch. Comes after the warpers.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores.float() - noise.log()
+
+
+class SpeltEnd(StoppingCriteria):
+    """Stops a reply that has spelt `<eoa>` in ordinary tokens, as the published weights do."""
+
+    def __init__(self, vocabulary: Vocabulary, prompt_length: int) -> None:
+        self._vocabulary = vocabulary
+        self._prompt_length = prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
+        tails = input_ids[:, max(self._prompt_length, input_ids.shape[1] - _LONGEST_TAG) :].tolist()
+        ended = [
+            not self._vocabulary.is_unit(tail[-1]) and END_OF_ANSWER in self._vocabulary.decode(tail) for tail in tails
+        ]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+def sampling(generation: GenerationSection, seeds: Sequence[int], device: torch.device) -> LogitsProcessorList:
+    """Warpers and sampler for one batch; none at temperature 0, which is greedy."""
+    if generation.temperature == 0:
+        return LogitsProcessorList()
+    processors = LogitsProcessorList([TemperatureLogitsWarper(float(generation.temperature))])
+    if generation.top_k:
+        processors.append(TopKLogitsWarper(generation.top_k))
+    if generation.top_p < 1:
+        processors.append(TopPLogitsWarper(generation.top_p))
+    processors.append(GumbelSampler(seeds, device))
+    return processors
+
+
+def _text_tokens(rows: int, vocabulary: Vocabulary) -> torch.Tensor:
+    """Ordinary text: not a unit, marker or special token, nor a row that only pads the embedding. bool [rows]."""
+    text = torch.zeros(rows, dtype=torch.bool)
+    text[: vocabulary.size] = True
+    text[list(vocabulary.control_ids)] = False
+    return text
+
+
+def _only(rows: int, ids: Iterable[int]) -> torch.Tensor:
+    mask = torch.zeros(rows, dtype=torch.bool)
+    mask[list(ids)] = True
+    return mask

@@ -1,0 +1,177 @@
+"""A language model that is asked and answers in text and units."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
+
+from speechgpt.language import answers
+from speechgpt.language.answers import Answer
+from speechgpt.language.config import GenerationSection, ReplyForm
+from speechgpt.language.generation import (
+    GrammarProcessor,
+    SpeltEnd,
+    cut_token,
+    end_tokens,
+    grammar,
+    sampling,
+)
+from speechgpt.language.prompts import Dialogue, Kind, PromptFormat, answer_template, kind_of, with_transcript
+from speechgpt.language.segments import Segment
+from speechgpt.language.vocabulary import Vocabulary
+
+BATCH_ROWS = 32
+
+
+class SpeechLanguageModel:
+    """Recognition, speaking and conversation over one causal language model. Replies do not depend on their batch."""
+
+    def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary, prompts: PromptFormat) -> None:
+        self.model = model.eval()
+        self.vocabulary = vocabulary
+        self.prompts = prompts
+
+    @classmethod
+    def load(
+        cls, directory: str | Path, adapter: str | Path | None = None, device: str | torch.device | None = None
+    ) -> "SpeechLanguageModel":
+        """Read a model in Hugging Face layout with its tokenizer and, stacked on it, a PEFT adapter.
+
+        Models without `prompt_format.json` are taken for the published weights, if their vocabulary is theirs. Raises
+        FileNotFoundError when one of our own lacks it, ValueError when the embedding is smaller than the vocabulary.
+        """
+        vocabulary = Vocabulary.load(directory)
+        if Path(directory, PromptFormat.FILE).is_file() or vocabulary.markers == "whole":
+            prompts = PromptFormat.load(directory)
+        else:
+            prompts = PromptFormat()
+        model: Any = AutoModelForCausalLM.from_pretrained(str(directory), dtype="auto")
+        if (rows := model.get_output_embeddings().weight.shape[0]) < vocabulary.size:
+            raise ValueError(
+                f"{directory}: the model has {rows} embeddings for a vocabulary of {vocabulary.size}; "
+                "it was saved before its vocabulary grew"
+            )
+        if adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(adapter))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(model.to(device), vocabulary, prompts)
+
+    def answer(
+        self, dialogues: Sequence[Dialogue], form: ReplyForm, generation: GenerationSection, seed: int = 0
+    ) -> list[Answer]:
+        """Reply to the last turn of each dialogue. Spoken turns of the past that have no transcript get one first."""
+        dialogues = self._transcribed(dialogues, generation)
+        replies: dict[int, Answer] = {}
+        kinds = [kind_of(dialogue[-1], form) for dialogue in dialogues]
+        for kind in sorted(set(kinds)):
+            places = [place for place, other in enumerate(kinds) if other == kind]
+            asked = [self.prompts.dialogue(dialogues[place], form) for place in places]
+            replies |= zip(places, self.reply(asked, kind, generation, seed), strict=True)
+        return [replies[place] for place in range(len(dialogues))]
+
+    def transcribe(self, units: Sequence[Sequence[int]], generation: GenerationSection, seed: int = 0) -> list[str]:
+        """The words of each stretch of speech; an empty string when nothing came of it."""
+        asked = [self.prompts.transcription(stretch) for stretch in units]
+        return [answer.text or "" for answer in self.reply(asked, "transcribe", generation, seed)]
+
+    def speak(self, texts: Sequence[str], generation: GenerationSection, seed: int = 0) -> list[list[int]]:
+        """Each text as units."""
+        asked = [self.prompts.speaking(text) for text in texts]
+        return [answer.units or [] for answer in self.reply(asked, "speak", generation, seed)]
+
+    def reply(
+        self, prompts: Sequence[Sequence[Segment]], kind: Kind, generation: GenerationSection, seed: int = 0
+    ) -> list[Answer]:
+        """Go on from prompts of one kind. Raises ValueError for a prompt that fills the model's context."""
+        encoded = [self.vocabulary.encode_prompt(prompt) for prompt in prompts]
+        for place, ids in enumerate(encoded):
+            if len(ids) >= self._context:
+                raise ValueError(f"prompt {place} has {len(ids)} tokens, the model's context {self._context}")
+        by_length = sorted(range(len(encoded)), key=lambda place: (len(encoded[place]), place))
+        replies: dict[int, Answer] = {}
+        for start in range(0, len(by_length), BATCH_ROWS):
+            places = by_length[start : start + BATCH_ROWS]
+            generated = self._generate([encoded[place] for place in places], kind, generation, seed)
+            for place, ids in zip(places, generated, strict=True):
+                replies[place] = answers.parse(ids, self.vocabulary, kind)
+        return [replies[place] for place in range(len(encoded))]
+
+    @torch.inference_mode()
+    def _generate(
+        self, prompts: Sequence[list[int]], kind: Kind, generation: GenerationSection, seed: int
+    ) -> list[list[int]]:
+        vocabulary, device = self.vocabulary, self.model.device
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[vocabulary.pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        budgets = [min(generation.max_new_tokens, self._context - len(prompt)) for prompt in prompts]
+        rules = GrammarProcessor(
+            grammar(answer_template(self.prompts.dialect, kind), vocabulary),
+            vocabulary,
+            rows=self.model.get_output_embeddings().weight.shape[0],
+            prompt_length=longest,
+            budgets=budgets,
+            max_text_tokens=generation.max_text_tokens,
+        )
+        seeds = [_seed_of(prompt, seed) for prompt in prompts]
+        stops = [] if vocabulary.eoa is not None else [SpeltEnd(vocabulary, longest)]
+        settings = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max(budgets),
+            eos_token_id=[*end_tokens(vocabulary), cut_token(vocabulary)],
+            pad_token_id=vocabulary.pad,
+            bos_token_id=vocabulary.bos,
+        )
+        generated = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([rules, *sampling(generation, seeds, device)]),
+            stopping_criteria=StoppingCriteriaList(stops),
+        )
+        ends = {*end_tokens(vocabulary), cut_token(vocabulary)}
+        return [_until(row, ends) for row in generated[:, longest:].tolist()]
+
+    def _transcribed(self, dialogues: Sequence[Dialogue], generation: GenerationSection) -> list[Dialogue]:
+        unheard = [
+            (number, place)
+            for number, dialogue in enumerate(dialogues)
+            for place, turn in enumerate(dialogue[:-1])
+            if turn.units is not None and not turn.text
+        ]
+        if not unheard:
+            return list(dialogues)
+        words = self.transcribe([dialogues[number][place].units or () for number, place in unheard], generation)
+        heard = [list(dialogue) for dialogue in dialogues]
+        for (number, place), transcript in zip(unheard, words, strict=True):
+            heard[number][place] = with_transcript(heard[number][place], transcript)
+        return list(heard)
+
+    @property
+    def _context(self) -> int:
+        return getattr(self.model.config, "max_position_embeddings", 1 << 20)
+
+
+def _until(ids: list[int], ends: set[int]) -> list[int]:
+    """Generated tokens up to and with the first end; what follows pads the batch."""
+    for place, token in enumerate(ids):
+        if token in ends:
+            return ids[: place + 1]
+    return ids
+
+
+def _seed_of(prompt: list[int], seed: int) -> int:
+    """A seed for one reply, from the prompt itself: the same request gives the same reply in any company."""
+    digest = hashlib.blake2b(repr((seed, prompt)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1

@@ -1,0 +1,114 @@
+"""The script of a recipe's closed world: who is to speak which sentence."""
+
+import hashlib
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Literal, Protocol, TypeVar
+
+from speechgpt.language.world import Question
+from speechgpt.speech.config import VoicesSection
+
+Role = Literal["question", "answer", "reading"]
+
+
+class Categorised(Protocol):
+    """Anything that can be drawn evenly by category."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def category(self) -> str: ...
+
+
+Drawn = TypeVar("Drawn", bound=Categorised)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One clip that a voice is to speak. `stranger` marks voices that only evaluation hears."""
+
+    id: str
+    text: str
+    voice: str
+    role: Role
+    category: str
+    question_id: str
+    answer: str
+    split: Literal["train", "heldout"]
+    stranger: bool
+
+
+def script(
+    questions: Sequence[Question], readings: Sequence[str], voices: VoicesSection, held_out: int, seed: int
+) -> list[Prompt]:
+    """Everything that training and evaluation need to hear, sorted by id; the same for the same arguments.
+
+    A training question is spoken by `voices.clips_per_question` voices that the seed draws. `held_out` questions (0:
+    all of them), spread evenly over the categories, are spoken by every voice, the strangers among them. Each answer of
+    a training question is spoken once, by the answer voice; so is each reading, and a third of the readings by another
+    voice, too, so that recognition hears more than questions.
+    """
+    train = sorted((q for q in questions if q.split == "train"), key=lambda q: q.id)
+    unheard = spread([q for q in questions if q.split == "heldout"], held_out or None, seed)
+    speakers = sorted(voices.questions)
+    prompts = []
+    for question in train:
+        draw = random.Random(f"{seed}:{question.id}")
+        drawn = draw.sample(speakers, min(voices.clips_per_question, len(speakers)))
+        prompts += [_question(question, voice, stranger=False) for voice in drawn]
+    for question in unheard:
+        prompts += [_question(question, voice, stranger=False) for voice in speakers]
+        prompts += [_question(question, voice, stranger=True) for voice in sorted(voices.held_out)]
+    prompts += _answers(train, voices.answer)
+    prompts += _readings(readings, voices, seed)
+    return sorted(prompts, key=lambda prompt: prompt.id)
+
+
+def spread(items: Sequence[Drawn], count: int | None, seed: int) -> list[Drawn]:
+    """`count` of the items (None: all), drawn by the seed and as evenly over the categories as they allow."""
+    by_category: dict[str, list[Drawn]] = {}
+    for item in sorted(items, key=lambda each: each.id):
+        by_category.setdefault(item.category, []).append(item)
+    for category, members in sorted(by_category.items()):
+        random.Random(f"{seed}:{category}").shuffle(members)
+    rounds = zip_longest(*(by_category[category] for category in sorted(by_category)))
+    return [item for members in rounds for item in members if item is not None][:count]
+
+
+def _question(question: Question, voice: str, stranger: bool) -> Prompt:
+    return Prompt(
+        id=f"question-{question.id}-{voice}",
+        text=question.question,
+        voice=voice,
+        role="question",
+        category=question.category,
+        question_id=question.id,
+        answer=question.answer,
+        split=question.split,
+        stranger=stranger,
+    )
+
+
+def _answers(questions: Iterable[Question], voice: str) -> list[Prompt]:
+    """One prompt for each different answer; its category is that of the first question that has it."""
+    first: dict[str, Question] = {}
+    for question in questions:
+        first.setdefault(question.answer, question)
+    return [_spoken("answer", text, voice, question.category) for text, question in first.items()]
+
+
+def _readings(texts: Sequence[str], voices: VoicesSection, seed: int) -> list[Prompt]:
+    others = sorted(set(voices.questions) - {voices.answer})
+    prompts = [_spoken("reading", text, voices.answer, "reading") for text in texts]
+    if others:
+        draw = random.Random(f"{seed}:readings")
+        prompts += [_spoken("reading", text, draw.choice(others), "reading") for text in texts[::3]]
+    return prompts
+
+
+def _spoken(role: Role, text: str, voice: str, category: str) -> Prompt:
+    name = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return Prompt(f"{role}-{name}-{voice}", text, voice, role, category, "", "", "train", stranger=False)

@@ -1,0 +1,1 @@
+"""Where things run and live: workspace, tracking, bundles, cluster, doctor."""

@@ -1,0 +1,105 @@
+"""Recipe sections of the runtime room."""
+
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from speechgpt.section import Section
+
+
+class TrackingSection(Section):
+    uri: str = ""
+    """MLflow tracking URI; empty is SQLite and files inside a local workspace, or MLFLOW_TRACKING_URI."""
+    experiment: str = ""
+    """Empty takes the recipe's name."""
+    registered_model: str = ""
+    """Empty takes `speechgpt-` and the recipe's name."""
+
+    @field_validator("uri")
+    @classmethod
+    def _no_password(cls, uri: str) -> str:
+        # A recipe is copied beside everything it makes.
+        if urlsplit(uri).password:
+            raise ValueError(
+                "holds a password: give that in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+                "or the whole in MLFLOW_TRACKING_URI"
+            )
+        return uri
+
+
+class PoolSection(Section):
+    """Actors of one Ray Data step."""
+
+    min_actors: int = Field(1, ge=1)
+    max_actors: int = Field(2, ge=1)
+    cpus: float = Field(1, gt=0)
+    gpus: float = Field(0, ge=0)
+
+
+class DeploymentSection(Section):
+    """One Ray Serve deployment."""
+
+    min_replicas: int = Field(1, ge=0)
+    max_replicas: int = Field(2, ge=1)
+    target_ongoing_requests: int = Field(4, ge=1)
+    max_ongoing_requests: int = Field(16, ge=1)
+    max_queued_requests: int = Field(64, ge=-1)
+    cpus: float = Field(1, ge=0)
+    gpus: float = Field(0, ge=0)
+    batch: int = Field(8, ge=1)
+    batch_wait_seconds: float = Field(0.01, ge=0)
+
+    @model_validator(mode="after")
+    def _can_scale(self) -> "DeploymentSection":
+        if self.target_ongoing_requests > self.max_ongoing_requests:
+            raise ValueError("target_ongoing_requests above max_ongoing_requests: the deployment would never scale")
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas above max_replicas")
+        return self
+
+
+class ServingSection(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    request_timeout_seconds: float = Field(120, gt=0)
+    max_audio_seconds: float = Field(30, gt=0)
+    max_body_bytes: int = Field(15 * 1024 * 1024, ge=1024)
+    max_text_characters: int = Field(4096, ge=1)
+    """Text in one request, all messages together."""
+    retry_after_seconds: float = Field(1, gt=0)
+    """What a client is told to wait when the service is at capacity."""
+    memory_seconds: float = Field(3600, gt=0)
+    """How long a spoken answer can be referred to by its `audio.id`."""
+    memory_answers: int = Field(10_000, ge=1)
+    """Spoken answers remembered at once; beyond them the oldest are forgotten."""
+    gateway: DeploymentSection = DeploymentSection(cpus=0.2, max_ongoing_requests=64, target_ongoing_requests=16)
+    encoder: DeploymentSection = DeploymentSection(cpus=0.4)
+    language: DeploymentSection = DeploymentSection(cpus=0.8)
+    vocoder: DeploymentSection = DeploymentSection(cpus=0.4)
+
+
+class NodeSection(Section):
+    """What one node of a pool has: the request of a Kubernetes pod. On AWS the instance type has the last word."""
+
+    cpus: int = Field(8, ge=1)
+    memory_gib: int = Field(32, ge=1)
+    gpus: int = Field(0, ge=0)
+
+
+class ResourcesSection(Section):
+    """What the cluster is asked for beyond each job's own workers."""
+
+    synthesis: PoolSection = PoolSection()
+    tokenisation: PoolSection = PoolSection()
+    accelerator: str = ""
+    """Ray accelerator type of the GPU nodes, e.g. `A100-80G`."""
+    node_type_cpu: str = "m6i.4xlarge"
+    node_type_gpu: str = "g5.2xlarge"
+    max_cpu_nodes: int = Field(4, ge=0)
+    max_gpu_nodes: int = Field(2, ge=0)
+    cpu_node: NodeSection = NodeSection()
+    gpu_node: NodeSection = NodeSection(gpus=1)
+    idle_minutes: int = Field(5, ge=1)
+    """A node that has been idle for so long goes back to the cloud."""
+    object_store_bytes: int = Field(0, ge=0)
+    """Object store of a private local cluster; 0 leaves it to Ray."""

@@ -1,0 +1,1 @@
+"""Waveform <-> units: decoding, HuBERT features, k-means, unit notation, vocoder, packaged voices."""

@@ -1,0 +1,136 @@
+"""Sound files in and out: any rate, any channel count, to 16 kHz mono float32 and back."""
+
+import io
+import os
+from typing import Literal, get_args
+
+import numpy as np
+
+SAMPLE_RATE = 16_000
+FRAME = 320
+"""Samples in one unit frame (20 ms): the stride of HuBERT's convolutions."""
+MIN_SAMPLES = 400
+"""HuBERT's receptive field: a shorter clip has no frame (SPEC 3.2)."""
+SILENCE = 1e-4
+"""Peak amplitude below which nobody is speaking (-80 dBFS)."""
+
+Reason = Literal["empty", "unreadable", "truncated", "too_short", "too_long", "not_finite", "silent"]
+AudioFormat = Literal["wav", "flac", "mp3", "opus", "pcm16", "pcm"]
+_CONTAINERS = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "mp3": ("MP3", None), "opus": ("OGG", "OPUS")}
+
+
+class AudioError(ValueError):
+    """Audio that cannot become units. `reason` is a stable slug, `detail` says what was found."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.reason, self.detail)
+
+
+def decode(source: bytes | str | os.PathLike, *, max_seconds: float | None = None) -> np.ndarray:
+    """Read one sound file, mix it down to mono and resample it to 16 kHz.
+
+    source: the file's bytes, or its path. max_seconds: longer sound is refused before it is decoded.
+    Returns float32 [samples]. Raises AudioError; FileNotFoundError for a path that is not there.
+    """
+    import soxr
+
+    if not isinstance(source, bytes):
+        with open(source, "rb") as file:
+            source = file.read()
+    if not source:
+        raise AudioError("empty", "the file has no bytes")
+    wave, rate = _read(source, max_seconds)
+    if not len(wave):
+        raise AudioError("empty", "the file has no samples")
+    if not np.isfinite(wave).all():
+        raise AudioError("not_finite", "the file has NaN or infinite samples")
+    mono = wave.mean(axis=1)
+    if rate != SAMPLE_RATE:
+        mono = soxr.resample(mono, rate, SAMPLE_RATE)
+    if len(mono) < MIN_SAMPLES:
+        raise AudioError("too_short", f"{len(mono)} samples at 16 kHz; a unit needs {MIN_SAMPLES}")
+    if np.abs(mono).max() < SILENCE:
+        raise AudioError("silent", "no sample is above -80 dBFS")
+    return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def encode(wave: np.ndarray, format: str, rate: int = SAMPLE_RATE) -> bytes:
+    """Write 16 kHz mono float sound as a file of `format`, at `rate` Hz (Opus: always 48 kHz inside).
+
+    `pcm16` (and `pcm`, its OpenAI name) is headerless signed 16-bit little-endian. Raises ValueError for other formats.
+    """
+    import soundfile
+    import soxr
+
+    if format not in get_args(AudioFormat):
+        raise ValueError(f"audio format {format!r} is not one of {', '.join(get_args(AudioFormat))}")
+    if rate != SAMPLE_RATE:
+        wave = soxr.resample(wave, SAMPLE_RATE, rate)
+    clipped = np.clip(wave, -1.0, 1.0)
+    if format in ("pcm16", "pcm"):
+        return (clipped * 32767).astype("<i2").tobytes()
+    container, subtype = _CONTAINERS[format]
+    buffer = io.BytesIO()
+    soundfile.write(buffer, clipped, rate, format=container, subtype=subtype)
+    return buffer.getvalue()
+
+
+def _read(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
+    """float32 [samples, channels] and rate, by libsndfile, or by FFmpeg's libraries for what that cannot read (AAC)."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            _check_length(file.frames / file.samplerate, max_seconds)
+            limit = -1 if max_seconds is None else int(max_seconds * file.samplerate) + 1
+            wave = file.read(limit, dtype="float32", always_2d=True)
+            _check_length(len(wave) / file.samplerate, max_seconds)
+            if len(wave) < file.frames - _SLACK or _missing_bytes(data):
+                raise AudioError("truncated", f"{len(wave)} samples are there, the file's header promises more")
+            return wave, file.samplerate
+    except soundfile.LibsndfileError as error:
+        if b"ftyp" not in data[:16]:
+            raise AudioError("unreadable", str(error)) from None
+    return _read_mp4(data, max_seconds)
+
+
+_SLACK = 2400
+"""Samples by which an estimated length (MP3 without a table) may miss: two frames."""
+
+
+def _missing_bytes(data: bytes) -> bool:
+    """Whether a WAV is shorter than it says, or an Ogg has no last page; libsndfile would read what is there."""
+    if data[:4] == b"RIFF":
+        promised = int.from_bytes(data[4:8], "little")
+        return 0 < promised < 0xFFFFFFF0 and len(data) < promised
+    if data[:4] == b"OggS":
+        flags = data.rfind(b"OggS") + 5
+        return flags >= len(data) or not data[flags] & 4
+    return False
+
+
+def _read_mp4(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
+    import av
+
+    try:
+        with av.open(io.BytesIO(data), mode="r", format="mp4") as container:
+            stream = container.streams.audio[0]
+            rate = stream.codec_context.sample_rate
+            planar = av.AudioResampler(format="fltp")
+            chunks: list[np.ndarray] = []
+            for frame in container.decode(stream):
+                chunks += [piece.to_ndarray().T for piece in planar.resample(frame)]
+                _check_length(sum(map(len, chunks)) / rate, max_seconds)
+    except (av.FFmpegError, IndexError) as error:
+        raise AudioError("unreadable", str(error)) from None
+    return (np.concatenate(chunks) if chunks else np.zeros((0, 1), np.float32)), rate
+
+
+def _check_length(seconds: float, limit: float | None) -> None:
+    if limit is not None and seconds > limit:
+        raise AudioError("too_long", f"{seconds:.1f} s; at most {limit:g} s are taken")

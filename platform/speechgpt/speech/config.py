@@ -1,0 +1,158 @@
+"""Recipe sections of the speech room."""
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from speechgpt.section import Section
+
+
+class DataSection(Section):
+    """Recordings that enter the pipeline beside synthesised speech."""
+
+    shipped_recordings: bool = True
+    """Take the credited real recordings that come with the package."""
+    extra_manifests: tuple[str, ...] = ()
+    """Manifests (JSON Lines or Parquet, local or s3://) of the user's own recordings."""
+    max_seconds: float = Field(30.0, gt=0)
+    """Longer recordings go to quarantine."""
+    spoken_text: bool = False
+    """Bring transcripts to the form in which word errors are counted: lower case, no punctuation, numbers in words."""
+    max_bad_fraction: float = Field(0.05, ge=0, le=1)
+    """A job stops when more than this share of its input is in quarantine."""
+
+
+class VoiceSection(Section):
+    """One synthetic speaker."""
+
+    engine: Literal["hibari", "espeak", "piper", "flite", "tone"]
+    """`tone` is not a voice: it spells letters as tones, instantly, for recipes that test the plumbing."""
+    voice: str = "default"
+    """The engine's name of the voice, e.g. `en-us+f2` for espeak."""
+    speed: tuple[float, float] = (1.0, 1.0)
+    """Speaking rate, drawn uniformly for each clip."""
+    pitch: tuple[float, float] = (0.0, 0.0)
+    """Shift in semitones, drawn uniformly for each clip."""
+
+
+class VoicesSection(Section):
+    """Who speaks: the questions, the answers, and the strangers that only evaluation hears."""
+
+    questions: dict[str, VoiceSection]
+    answer: str
+    """The key of the voice that speaks the answers and trains the vocoder; one of `questions`."""
+    held_out: dict[str, VoiceSection] = {}
+    recorded: float = Field(0.0, ge=0, le=1)
+    """Share of the training clips, those of the answer voice aside, that get pauses, a room, noise, a microphone."""
+    clips_per_question: int = Field(3, ge=1)
+    """Voices, drawn by the seed, that speak each training question."""
+
+    @model_validator(mode="after")
+    def _voices_exist(self) -> "VoicesSection":
+        if self.answer not in self.questions:
+            raise ValueError(f"voices.answer: {self.answer!r} is not one of voices.questions {sorted(self.questions)}")
+        if both := set(self.questions) & set(self.held_out):
+            raise ValueError(f"voices.held_out: {sorted(both)} also speak training questions")
+        return self
+
+
+class TeacherSection(Section):
+    """Where the frame targets of a distilled encoder come from."""
+
+    kind: Literal["whisper", "mfcc"] = "whisper"
+    path: str = ""
+    """A CTranslate2 Whisper directory; empty takes the packaged Whisper-base."""
+    clusters: int = Field(500, ge=2)
+    frames: int = Field(60_000, ge=100)
+    """Frames that the teacher's codebook is fitted on."""
+
+
+class EncoderTrainingSection(Section):
+    teacher: TeacherSection = TeacherSection()
+    steps: int = Field(2000, ge=1)
+    batch_seconds: float = Field(40.0, gt=0)
+    """Seconds of audio in one optimiser step of one worker."""
+    learning_rate: float = 1e-3
+    workers: int = Field(1, ge=1)
+    checkpoint_every: int = Field(200, ge=1)
+    augment: float = Field(0.7, ge=0, le=1)
+    """Share of clips whose speed, pitch, vocal-tract length, noise, room or band is changed for the student."""
+
+
+class EncoderSection(Section):
+    """The HuBERT-architecture model that gives frames at 50 Hz."""
+
+    init: str = "shipped"
+    """`shipped`, `scratch` (trained by `train-encoder`), a directory, s3:// or Hugging Face name."""
+    layer: int = Field(-1)
+    """Transformer layer whose output is clustered, 1-based; -1 is the last."""
+    architecture: dict = {}
+    """HubertConfig fields, for `scratch`."""
+    batch_seconds: float = Field(60.0, gt=0)
+    """Seconds of audio, padding included, in one forward pass."""
+    training: EncoderTrainingSection = EncoderTrainingSection()
+
+
+class CodebookSection(Section):
+    clusters: int = Field(500, ge=2, le=32767)
+    frames: int = Field(100_000, ge=100)
+    """Frames sampled from the corpus for the fit."""
+    iterations: int = Field(30, ge=1)
+
+
+class GeneratorSection(Section):
+    """Unit vocoder; the defaults are CodeHiFiGAN's published ones (SPEC 4.1)."""
+
+    head: Literal["hifigan", "istft"] = "hifigan"
+    embedding_dim: int = 128
+    model_in_dim: int = 128
+    upsample_rates: tuple[int, ...] = (5, 4, 4, 2, 2)
+    upsample_kernel_sizes: tuple[int, ...] = (11, 8, 8, 4, 4)
+    upsample_initial_channel: int = 512
+    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+    speakers: int = Field(0, ge=0)
+    """0: one speaker and no speaker embedding."""
+    istft_channels: int = 256
+    istft_blocks: tuple[int, int] = (4, 4)
+    """ConvNeXt blocks at 50 Hz and at 200 Hz."""
+
+    @model_validator(mode="after")
+    def _widths_fit(self) -> "GeneratorSection":
+        if len(self.upsample_rates) != len(self.upsample_kernel_sizes):
+            raise ValueError("upsample_rates and upsample_kernel_sizes differ in length")
+        if (hop := math.prod(self.upsample_rates)) != 320:
+            raise ValueError(f"upsample_rates multiply to {hop} samples a unit frame; 320 (20 ms at 16 kHz) is needed")
+        wanted = self.embedding_dim * (2 if self.speakers else 1)
+        if self.model_in_dim != wanted:
+            raise ValueError(f"model_in_dim must be {wanted}: embedding_dim, doubled when there is a speaker embedding")
+        return self
+
+
+class VocoderTrainingSection(Section):
+    steps: int = Field(500, ge=0)
+    adversarial_from: int = Field(0, ge=0)
+    """Step at which the discriminators join."""
+    batch: int = Field(16, ge=1)
+    segment_units: int = Field(28, ge=8)
+    """Frames of 20 ms in a training segment; 28 is the published 8960 samples."""
+    learning_rate: float = 2e-4
+    checkpoint_every: int = Field(200, ge=1)
+    workers: int = Field(1, ge=1)
+    codebooks: tuple[int, ...] = ()
+    """Sizes of further codebooks to train on, so that the vocoder can be fitted to one it has not seen."""
+    disguises: int = Field(0, ge=0)
+    """Copies of each clip whose units are taken from it in another throat or room, while the sound to make stays: units
+    of strangers, and of a language model, are not those of a studio either."""
+    discriminators: Literal["hifigan", "stft"] = "hifigan"
+    """`hifigan`: the published multi-period and multi-scale ones; `stft`: light multi-resolution ones, for CPUs."""
+    mel_resolutions: tuple[tuple[int, int, int], ...] = ((1024, 256, 80),)
+    """(window, hop, mel bands) of the spectral loss; the default is the published one."""
+
+
+class VocoderSection(Section):
+    init: str = "shipped"
+    """`shipped`, `scratch`, or a vocoder directory."""
+    generator: GeneratorSection = GeneratorSection()
+    training: VocoderTrainingSection = VocoderTrainingSection()

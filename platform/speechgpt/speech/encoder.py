@@ -1,0 +1,64 @@
+"""Speech to units: HuBERT features, then the nearest centroid, then merged repeats."""
+
+import os
+
+import numpy as np
+import torch
+
+from speechgpt.speech.audio import SAMPLE_RATE
+from speechgpt.speech.codebook import Codebook, CodebookError
+from speechgpt.speech.hubert import HubertFeatures
+from speechgpt.speech.units import Units, merge
+
+
+class SpeechEncoder:
+    """An encoder directory of a bundle: a HuBERT and its codebook.
+
+    batch_seconds bounds one forward pass, padding included; it changes speed and memory, never units.
+    """
+
+    def __init__(self, features: HubertFeatures, codebook: Codebook, batch_seconds: float = 60.0) -> None:
+        if features.dimensions != codebook.centroids.shape[1]:
+            raise CodebookError(
+                f"the codebook has {codebook.centroids.shape[1]} dimensions, the encoder {features.dimensions}"
+            )
+        self._features = features
+        self.codebook = codebook
+        self.batch_seconds = batch_seconds
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike, batch_seconds: float = 60.0) -> "SpeechEncoder":
+        return cls(HubertFeatures.load(directory), Codebook.load(directory), batch_seconds)
+
+    @property
+    def clusters(self) -> int:
+        return self.codebook.clusters
+
+    @property
+    def name(self) -> str:
+        return f"hubert-L{self._features.layer}-km{self.clusters}"
+
+    def encode(self, waves: list[np.ndarray]) -> list[Units]:
+        """waves: float32 [samples] at 16 kHz. Units of each, in the same order."""
+        frames = frames_of_each(self._features, waves, self.batch_seconds)
+        return [merge(self.codebook.assign(each).numpy()) for each in frames]
+
+
+def frames_of_each(features: HubertFeatures, waves: list[np.ndarray], batch_seconds: float) -> list[torch.Tensor]:
+    """float32 [frames, dimensions] of each wave, in the same order, computed in batches of like length."""
+    results: list[torch.Tensor] = [torch.empty(0)] * len(waves)
+    for batch in batches_by_length([len(wave) for wave in waves], int(batch_seconds * SAMPLE_RATE)):
+        for index, frames in zip(batch, features([waves[i] for i in batch]), strict=True):
+            results[index] = frames
+    return results
+
+
+def batches_by_length(lengths: list[int], budget: int) -> list[list[int]]:
+    """Indices grouped by like length, so that longest x count stays within `budget` (one clip always may)."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches

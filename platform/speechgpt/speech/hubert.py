@@ -1,0 +1,171 @@
+"""HuBERT features through transformers, one clip or a padded batch, with the same result."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import HubertConfig, HubertModel
+
+from speechgpt.speech.audio import FRAME, MIN_SAMPLES, SAMPLE_RATE
+
+UNIT_CONFIG = "unit_config.json"
+
+
+def frame_count(samples: int) -> int:
+    """F(N) = floor((N - 400) / 320) + 1 frames (SPEC 3.2)."""
+    return (samples - MIN_SAMPLES) // FRAME + 1
+
+
+class HubertFeatures:
+    """The output of one transformer layer of a HuBERT, for clips of any length.
+
+    layer is 1-based and means the block's own output, as fairseq's `output_layer` does; -1 is the last. Later layers
+    are dropped. normalize: each clip to zero mean and unit variance first (HuBERT Large's front end; Base has False).
+    """
+
+    def __init__(self, model: HubertModel, layer: int, normalize: bool) -> None:
+        count = len(model.encoder.layers)
+        layer = count if layer == -1 else layer
+        if not 1 <= layer <= count:
+            raise ValueError(f"encoder.layer {layer}: the model has layers 1 to {count}")
+        self.layer = layer
+        self.normalize = normalize
+        self.model = model.eval()
+        self.model.encoder.layers = self.model.encoder.layers[:layer]
+        self.model.encoder.layers[-1].register_forward_hook(self._keep)
+        self._output: torch.Tensor
+        first = self.model.feature_extractor.conv_layers[0]
+        self._group_norm: MaskedGroupNorm | None = None
+        if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
+            self._group_norm = first.layer_norm = MaskedGroupNorm(
+                first.layer_norm, model.config.conv_kernel[0], model.config.conv_stride[0]
+            )
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike) -> "HubertFeatures":
+        """Read a Hugging Face directory with its `unit_config.json` ({"layer": …}), onto a GPU if there is one."""
+        directory = Path(directory)
+        layer = json.loads((directory / UNIT_CONFIG).read_text())["layer"]
+        normalize = json.loads((directory / "preprocessor_config.json").read_text())["do_normalize"]
+        model = HubertModel.from_pretrained(directory, attn_implementation="sdpa", local_files_only=True)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(nn.Module.to(model, device), layer, normalize)
+
+    @property
+    def dimensions(self) -> int:
+        return self.model.config.hidden_size
+
+    @torch.inference_mode()
+    def __call__(self, waves: list[np.ndarray]) -> list[torch.Tensor]:
+        """waves: float32 [samples] at 16 kHz, 400 samples or more each. Returns float32 [frames, dimensions] each."""
+        batch, lengths = pad(waves, self.normalize)
+        frames = self.forward(batch.to(self.model.device), lengths).cpu()
+        return [row[: frame_count(n)] for row, n in zip(frames, lengths, strict=True)]
+
+    def forward(self, batch: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        """batch: [clips, samples], zero after each clip. Returns [clips, frames, dimensions], with gradients."""
+        if self._group_norm is not None:
+            self._group_norm.lengths = torch.tensor(lengths)
+        samples = torch.arange(batch.shape[1])
+        mask = (samples < torch.tensor(lengths)[:, None]).long()
+        self.model(batch, attention_mask=mask.to(batch.device))
+        return self._output
+
+    def _keep(self, _block: nn.Module, _inputs: object, output: object) -> None:
+        self._output = output[0] if isinstance(output, tuple) else output  # type: ignore[assignment]
+
+
+class MaskedGroupNorm(nn.Module):
+    """GroupNorm of the first convolution (kernel and stride in samples), one group a channel, over a clip's own frames.
+
+    The plain one also averages over padding, so that a clip's units would depend on its neighbours in the batch.
+    """
+
+    def __init__(self, norm: nn.GroupNorm, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.kernel, self.stride = kernel, stride
+        self.lengths: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [clips, channels, frames]."""
+        if self.lengths is None:
+            raise RuntimeError("set `lengths` (samples of each clip) before the forward pass")
+        frames = ((self.lengths - self.kernel) // self.stride + 1).to(x.device)
+        mask = (torch.arange(x.shape[-1], device=x.device) < frames[:, None])[:, None].to(x.dtype)
+        count = frames[:, None, None].to(x.dtype)
+        mean = (x * mask).sum(-1, keepdim=True) / count
+        centred = (x - mean) * mask
+        variance = centred.square().sum(-1, keepdim=True) / count
+        return centred * (variance + self.eps).rsqrt() * self.weight[:, None] + self.bias[:, None] * mask
+
+
+def pad(waves: list[np.ndarray], normalize: bool) -> tuple[torch.Tensor, list[int]]:
+    """Clips to one zero-padded batch [clips, samples], normalised clip by clip, and their lengths in samples."""
+    lengths = [len(w) for w in waves]
+    if short := [n for n in lengths if n < MIN_SAMPLES]:
+        raise ValueError(f"a clip of {short[0]} samples has no frame; at least {MIN_SAMPLES} are needed")
+    batch = torch.zeros(len(waves), max(lengths))
+    for row, wave in zip(batch, waves, strict=True):
+        clip = torch.from_numpy(np.array(wave, dtype=np.float32))
+        row[: len(clip)] = nn.functional.layer_norm(clip, clip.shape) if normalize else clip
+    return batch, lengths
+
+
+def save(model: HubertModel, directory: str | os.PathLike, *, layer: int, normalize: bool) -> None:
+    """Write the Hugging Face layout plus `unit_config.json`."""
+    directory = Path(directory)
+    model.save_pretrained(directory)
+    (directory / UNIT_CONFIG).write_text(json.dumps({"layer": layer}, indent=2) + "\n")
+    extractor = {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "sampling_rate": SAMPLE_RATE,
+        "padding_value": 0.0,
+        "do_normalize": normalize,
+        "return_attention_mask": True,
+    }
+    (directory / "preprocessor_config.json").write_text(json.dumps(extractor, indent=2) + "\n")
+
+
+def scratch(architecture: dict, seed: int) -> HubertModel:
+    """A randomly initialised HuBERT. Raises ValueError if its frames are not 20 ms."""
+    torch.manual_seed(seed)
+    config = HubertConfig(**{"layerdrop": 0.0, "mask_time_prob": 0.0, **architecture})
+    if (hop := int(np.prod(config.conv_stride))) != FRAME:
+        raise ValueError(f"encoder.architecture.conv_stride: a hop of {hop} samples; units are {FRAME} samples (20 ms)")
+    if (field := _receptive_field(config)) != MIN_SAMPLES:
+        raise ValueError(
+            f"encoder.architecture.conv_kernel: frames of {field} samples; HuBERT's are {MIN_SAMPLES} (25 ms)"
+        )
+    model = HubertModel(config)
+    filters = model.feature_extractor.get_parameter("conv_layers.0.conv.weight")
+    if filters.shape[2] >= _FILTER_SAMPLES:
+        filters.data.copy_(_band_filters(filters.shape[0], filters.shape[2]))
+    return model
+
+
+_FILTER_SAMPLES = 40
+"""A first convolution at least this long (2.5 ms) can hold a frequency, and starts as a bank of them."""
+
+
+def _band_filters(count: int, length: int) -> torch.Tensor:
+    """Windowed sinusoids, mel-spaced from 60 Hz to 7 kHz, in pairs a quarter period apart. [count, 1, length]."""
+    mel = torch.linspace(2595 * math.log10(1 + 60 / 700), 2595 * math.log10(1 + 7000 / 700), (count + 1) // 2)
+    hertz = 700 * (10 ** (mel / 2595) - 1)
+    time = (torch.arange(length) - (length - 1) / 2) / SAMPLE_RATE
+    angle = (
+        2 * math.pi * hertz.repeat_interleave(2)[:count, None] * time + (torch.arange(count) % 2 * math.pi / 2)[:, None]
+    )
+    filters = torch.cos(angle) * torch.hann_window(length, periodic=False)
+    return (filters / filters.norm(dim=1, keepdim=True))[:, None]
+
+
+def _receptive_field(config: HubertConfig) -> int:
+    """Samples that one frame is made from."""
+    hops = np.cumprod([1, *config.conv_stride[:-1]])
+    return 1 + int(sum((kernel - 1) * hop for kernel, hop in zip(config.conv_kernel, hops, strict=True)))

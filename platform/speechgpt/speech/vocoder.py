@@ -1,0 +1,207 @@
+"""The unit vocoder: merged units to speech, with predicted durations, one clip or a batch (SPEC 4)."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from speechgpt.speech.audio import FRAME
+from speechgpt.speech.config import GeneratorSection
+from speechgpt.speech.generators import HifiGanGenerator, IstftGenerator
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_BATCH_FRAMES = 4000
+"""Frames, padding included, in one forward pass."""
+
+
+class VocoderError(ValueError):
+    """A vocoder directory or a unit sequence that cannot be used."""
+
+
+class DurationPredictor(nn.Module):
+    """log(duration + 1) of each merged unit, from its embedding and two neighbours each side (SPEC 4.3)."""
+
+    def __init__(self, channels: int, kernel: int = 3, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv1d(channels, channels, kernel, padding=(kernel - 1) // 2), nn.ReLU())
+        self.ln1 = nn.LayerNorm(channels)
+        self.conv2 = nn.Sequential(nn.Conv1d(channels, channels, kernel, padding=1), nn.ReLU())
+        self.ln2 = nn.LayerNorm(channels)
+        self.proj = nn.Linear(channels, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, embedded: Tensor, mask: Tensor) -> Tensor:
+        """embedded: [clips, units, channels]; mask: [clips, units], 1 inside. Returns [clips, units]."""
+        x = embedded * mask[..., None]
+        for convolution, norm in ((self.conv1, self.ln1), (self.conv2, self.ln2)):
+            x = self.dropout(norm(convolution(x.transpose(1, 2)).transpose(1, 2))) * mask[..., None]
+        return self.proj(x).squeeze(-1)
+
+
+class CentroidEmbedding(nn.Module):
+    """Unit embeddings as a function of the centroids, so that one vocoder serves any codebook of its encoder."""
+
+    def __init__(self, dimensions: int, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(dimensions), nn.Linear(dimensions, channels), nn.GELU(), nn.Linear(channels, channels)
+        )
+
+    def forward(self, centroids: Tensor) -> Tensor:
+        """[K, dimensions] -> [K, channels]."""
+        return self.layers(centroids)
+
+
+class UnitVocoder(nn.Module):
+    """Embedding table, duration predictor, optional speaker embedding, generator."""
+
+    def __init__(self, section: GeneratorSection, units: int, centroid_dimensions: int = 0) -> None:
+        super().__init__()
+        self.section, self.units, self.centroid_dimensions = section, units, centroid_dimensions
+        self.dict = nn.Embedding(units, section.embedding_dim)
+        self.dur_predictor = DurationPredictor(section.embedding_dim)
+        self.spkr = nn.Embedding(section.speakers, section.embedding_dim) if section.speakers else None
+        self.from_centroids = (
+            CentroidEmbedding(centroid_dimensions, section.embedding_dim) if centroid_dimensions else None
+        )
+        self.generator = HifiGanGenerator(section) if section.head == "hifigan" else IstftGenerator(section)
+
+    def forward(self, frames: Tensor, mask: Tensor | None = None, speaker: Tensor | None = None) -> Tensor:
+        """frames: embedded units, one a frame, [clips, T, embedding_dim]. Returns samples [clips, 320 T]."""
+        x = frames.transpose(1, 2)
+        if self.spkr is not None:
+            voice = self.spkr(torch.zeros(len(x), dtype=torch.long, device=x.device) if speaker is None else speaker)
+            x = torch.cat([x, voice[:, :, None].expand(-1, -1, x.shape[2])], dim=1)
+        return self.generator(x if mask is None else x * mask, mask)
+
+
+class Vocoder:
+    """A vocoder directory of a bundle: `config.json` and `model.safetensors` (weight norm folded)."""
+
+    def __init__(self, model: UnitVocoder) -> None:
+        self.model = model.eval()
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike) -> "Vocoder":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        directory = Path(directory)
+        try:
+            config = json.loads((directory / CONFIG).read_text())
+            weights = load_file(directory / WEIGHTS)
+            section = GeneratorSection.model_validate(config["generator"])
+            model = UnitVocoder(section, config["num_embeddings"], config["centroid_dimensions"])
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise VocoderError(f"{directory}: not a vocoder: {error}") from None
+        fold_weight_norm(model)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise VocoderError(f"{directory}: {WEIGHTS} does not match {CONFIG}: {error}") from None
+        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def save(self, directory: str | os.PathLike) -> None:
+        from safetensors.torch import save_file
+
+        fold_weight_norm(self.model)
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        config = {
+            "model_type": "unit-vocoder",
+            "num_embeddings": self.units,
+            "centroid_dimensions": self.model.centroid_dimensions,
+            "sampling_rate": 16000,
+            "code_hop_size": FRAME,
+            "generator": self.model.section.model_dump(mode="json"),
+        }
+        (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        save_file({k: v.contiguous() for k, v in self.model.state_dict().items()}, directory / WEIGHTS)
+
+    @property
+    def units(self) -> int:
+        return self.model.units
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.dict.weight.device
+
+    @torch.no_grad()
+    def fit_codebook(self, centroids: Tensor) -> None:
+        """Make the embedding table for another codebook of the same encoder. centroids: [K, D]."""
+        if self.model.from_centroids is None:
+            raise VocoderError("this vocoder was trained for one codebook and cannot be fitted to another")
+        table = self.model.from_centroids(centroids.to(self._device))
+        self.model.dict = nn.Embedding.from_pretrained(table.clone(), freeze=False)
+        self.model.units = len(centroids)
+
+    @torch.inference_mode()
+    def durations(self, units: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Predicted frames of each merged unit: clamp(round(exp(y) - 1), min 1). int64 arrays."""
+        codes = [self._checked(u) for u in units]
+        length = max((len(c) for c in codes), default=0)
+        padded = torch.stack([F.pad(c, (0, length - len(c))) for c in codes])
+        mask = torch.stack([torch.arange(length) < len(c) for c in codes]).float()
+        predicted = self.model.dur_predictor(self.model.dict(padded.to(self._device)), mask.to(self._device))
+        frames = torch.clamp(torch.round(torch.exp(predicted) - 1), min=1).long().cpu()
+        return [row[: len(c)].numpy() for row, c in zip(frames, codes, strict=True)]
+
+    @torch.inference_mode()
+    def synthesize(
+        self,
+        units: Sequence[Sequence[int]],
+        speaker: int | None = None,
+        durations: Sequence[Sequence[int]] | None = None,
+    ) -> list[np.ndarray]:
+        """Speech of each sequence of merged units: float32 [samples] at 16 kHz, 320 a frame; empty for no units.
+
+        durations: frames of each unit; predicted when not given. Raises VocoderError for a unit outside the codebook.
+        """
+        sound = [np.zeros(0, np.float32) for _ in units]
+        spoken = [i for i, u in enumerate(units) if len(u)]
+        if not spoken:
+            return sound
+        lengths = self.durations([units[i] for i in spoken]) if durations is None else [durations[i] for i in spoken]
+        frames = {
+            i: self._checked(units[i]).repeat_interleave(torch.as_tensor(np.asarray(d), dtype=torch.long))
+            for i, d in zip(spoken, lengths, strict=True)
+        }
+        batch: list[int] = []
+        for index in sorted(frames, key=lambda i: (-len(frames[i]), i)):
+            if batch and len(frames[batch[0]]) * (len(batch) + 1) > _BATCH_FRAMES:
+                self._batch(batch, frames, speaker, sound)
+                batch = []
+            batch.append(index)
+        self._batch(batch, frames, speaker, sound)
+        return sound
+
+    def _batch(self, batch: list[int], frames: dict[int, Tensor], speaker: int | None, sound: list[np.ndarray]) -> None:
+        lengths = [len(frames[i]) for i in batch]
+        padded = torch.stack([F.pad(frames[i], (0, max(lengths) - len(frames[i]))) for i in batch])
+        mask = None
+        if min(lengths) < max(lengths):
+            mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])[:, None].float()
+        voices = torch.full((len(batch),), speaker or 0, device=self._device)
+        embedded = self.model.dict(padded.to(self._device))
+        waves = self.model(embedded, None if mask is None else mask.to(self._device), voices).cpu()
+        for index, wave, length in zip(batch, waves, lengths, strict=True):
+            sound[index] = wave[: length * FRAME].numpy().copy()
+
+    def _checked(self, units: Sequence[int]) -> Tensor:
+        codes = torch.as_tensor(np.asarray(units), dtype=torch.long)
+        if len(codes) and (int(codes.min()) < 0 or int(codes.max()) >= self.units):
+            raise VocoderError(f"unit {int(codes.max())} is outside the vocoder's {self.units} units")
+        return codes
+
+
+def fold_weight_norm(model: nn.Module) -> None:
+    """Replace every weight-normalised weight by its value: the same sound, with less work."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")

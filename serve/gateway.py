@@ -1,0 +1,226 @@
+"""The gateway: OpenAI's routes over one bundle's deployments, as a Serve application of its own."""
+
+import asyncio
+import base64
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from importlib import resources
+from typing import Annotated, TypedDict
+
+from fastapi import FastAPI, Form
+from fastapi.exceptions import RequestValidationError
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from serve import wire
+from serve.errors import ApiError, from_http, from_validation
+from serve.events import chat_events, speech_events, transcript_events
+from serve.guard import ApiKey, BodyLimit, Guard
+from serve.memory import SharedMemory
+from serve.metrics import collect, exporters
+from serve.pipeline import Pipeline, ServedPipeline
+from serve.readiness import Readiness
+from serve.service import LANGUAGE, ChatAnswer, SaidText, Served, Service, WrittenSpeech
+from serve.subtitles import srt, vtt
+from speechgpt.language.config import GenerationSection
+from speechgpt.runtime.config import ServingSection
+
+
+class Target(TypedDict):
+    """The gateway's `user_config`: which application serves which bundle. Changing it restarts no replica."""
+
+    application: str
+    name: str
+    digest: str
+    created: int
+
+
+@serve.ingress()
+class Gateway:
+    def __init__(
+        self,
+        serving: ServingSection,
+        generation: GenerationSection,
+        key_hash: str | None,
+        encoder: DeploymentHandle | None = None,
+        language: DeploymentHandle | None = None,
+        vocoder: DeploymentHandle | None = None,
+    ) -> None:
+        """The handles are given where the bundle belongs to the gateway's own application; else the application that
+        `user_config` names has it. key_hash: see `guard.hash_key`; None lets everybody in."""
+        self._serving = serving
+        self._generation = generation
+        self._key_hash = key_hash
+        self._own: Pipeline | None = None
+        if encoder and language and vocoder:
+            self._own = ServedPipeline(encoder, language, vocoder, serving.retry_after_seconds)
+        self._memory = SharedMemory(serving.memory_seconds, serving.memory_answers)
+
+    def reconfigure(self, target: Target) -> None:
+        pipeline = self._own or ServedPipeline.of(target["application"], self._serving.retry_after_seconds)
+        served = Served(target["name"], target["digest"], target["created"])
+        self._service = Service(served, pipeline, self._memory, self._serving, self._generation)
+        own = serve.get_replica_context().app_name
+        self._readiness = Readiness({own, target["application"] or own})
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(lambda: self._service, lambda: self._readiness.missing(), self._serving, self._key_hash)
+
+
+def create_app(
+    service: Callable[[], Service],
+    missing: Callable[[], list[str]],
+    serving: ServingSection,
+    key_hash: str | None,
+) -> FastAPI:
+    """service: the current one; asked for at each request, because a promotion changes it. missing: deployments that
+    are not ready."""
+    app = FastAPI(title="SpeechGPT", docs_url=None, redoc_url=None)
+    app.add_middleware(BodyLimit, max_bytes=serving.max_body_bytes)
+    if key_hash:
+        app.add_middleware(ApiKey, key_hash=key_hash)
+    app.add_middleware(Guard, bundle=lambda: service().served.digest, deadline_seconds=serving.request_timeout_seconds)
+    app.add_exception_handler(ApiError, lambda _, error: error.response())
+    app.add_exception_handler(RequestValidationError, lambda _, error: from_validation(error).response())
+    app.add_exception_handler(HTTPException, lambda _, error: from_http(error).response())
+    page = resources.files("serve").joinpath("web", "index.html").read_text("utf-8")
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def web_page() -> str:
+        return page
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The gateway is alive."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> JSONResponse:
+        """Every deployment has a warm replica."""
+        waiting_for = await asyncio.to_thread(missing)
+        status = "waiting" if waiting_for else "ready"
+        return JSONResponse({"status": status, "waiting_for": waiting_for}, 503 if waiting_for else 200)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> PlainTextResponse:
+        """Ray's metrics, all nodes and replicas."""
+        page = await collect(await asyncio.to_thread(exporters))
+        return PlainTextResponse(page, media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    async def list_models() -> wire.ModelList:
+        return wire.ModelList(data=[_model(service().served)])
+
+    @app.get("/v1/models/{model}")
+    async def get_model(model: str) -> wire.Model:
+        service().check_model(model)
+        return _model(service().served)
+
+    @app.post("/v1/chat/completions", response_model=wire.ChatCompletion)
+    async def chat_completions(request: wire.ChatRequest) -> Response | wire.ChatCompletion:
+        current = service()
+        answer = await current.chat(request)
+        head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": current.served.name,
+            "system_fingerprint": f"fp_{current.served.digest[:12]}",
+        }
+        usage = _usage(answer)
+        if request.stream:
+            told = request.stream_options is not None and request.stream_options.include_usage
+            return _stream(chat_events(head, answer, usage.model_dump() if told else None))
+        return wire.ChatCompletion(**head, choices=[_choice(answer)], usage=usage, speechgpt=_reading(answer))
+
+    @app.post("/v1/audio/speech", response_class=Response)
+    async def audio_speech(request: wire.SpeechRequest) -> Response:
+        said = await service().speak(request)
+        if request.stream_format == "sse":
+            return _stream(speech_events(said.data, _speech_usage(said)))
+        return Response(said.data, media_type=wire.MEDIA_TYPES[request.response_format])
+
+    @app.post("/v1/audio/transcriptions", response_model=wire.Transcript)
+    async def audio_transcriptions(form: Annotated[wire.TranscriptionRequest, Form()]) -> Response:
+        written = await service().transcribe(await form.file.read(), form)
+        if form.stream:
+            transcript = _transcript(written)
+            return _stream(transcript_events(transcript.text, transcript.usage.model_dump()))
+        return _transcription(written, form.response_format)
+
+    return app
+
+
+def _model(served: Served) -> wire.Model:
+    return wire.Model(id=served.name, created=served.created)
+
+
+def _choice(answer: ChatAnswer) -> wire.Choice:
+    text = answer.reply.text or ""
+    if answer.audio is None:
+        message = wire.ReplyMessage(content=text)
+    else:
+        data = base64.b64encode(answer.audio.data).decode()
+        audio = wire.ReplyAudio(id=answer.audio.id, data=data, expires_at=answer.audio.expires_at, transcript=text)
+        message = wire.ReplyMessage(audio=audio)
+    return wire.Choice(message=message, finish_reason=answer.reply.finish)
+
+
+def _reading(answer: ChatAnswer) -> wire.Reading:
+    return wire.Reading(question_transcript=answer.reply.transcript, well_formed=answer.reply.well_formed)
+
+
+def _usage(answer: ChatAnswer) -> wire.Usage:
+    reply = answer.reply
+    prompt = reply.prompt_text_tokens + reply.prompt_audio_tokens
+    completion = reply.text_tokens + reply.audio_tokens
+    return wire.Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=prompt + completion,
+        prompt_tokens_details=wire.PromptTokens(
+            text_tokens=reply.prompt_text_tokens, audio_tokens=reply.prompt_audio_tokens
+        ),
+        completion_tokens_details=wire.CompletionTokens(text_tokens=reply.text_tokens, audio_tokens=reply.audio_tokens),
+    )
+
+
+def _speech_usage(said: SaidText) -> dict[str, int]:
+    tokens_in, tokens_out = said.reply.prompt_text_tokens, said.reply.audio_tokens
+    return {"input_tokens": tokens_in, "output_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
+
+
+def _transcript(written: WrittenSpeech) -> wire.Transcript:
+    reply = written.reply
+    details = wire.InputTokenDetails(audio_tokens=reply.prompt_audio_tokens, text_tokens=reply.prompt_text_tokens)
+    tokens_in = reply.prompt_audio_tokens + reply.prompt_text_tokens
+    usage = wire.TranscriptUsage(
+        input_tokens=tokens_in,
+        output_tokens=reply.text_tokens,
+        total_tokens=tokens_in + reply.text_tokens,
+        input_token_details=details,
+    )
+    return wire.Transcript(text=reply.text or "", usage=usage)
+
+
+def _transcription(written: WrittenSpeech, format: wire.TranscriptFormat) -> Response:
+    text = written.reply.text or ""
+    match format:
+        case "json":
+            return JSONResponse(_transcript(written).model_dump())
+        case "text":
+            return PlainTextResponse(f"{text}\n")
+        case "srt":
+            return PlainTextResponse(srt(text, written.seconds), media_type="application/x-subrip")
+        case "vtt":
+            return PlainTextResponse(vtt(text, written.seconds), media_type="text/vtt")
+        case "verbose_json":
+            usage = wire.DurationUsage(seconds=round(written.seconds, 3))
+            body = wire.VerboseTranscript(language=LANGUAGE, duration=usage.seconds, text=text, usage=usage)
+            return JSONResponse(body.model_dump())
+
+
+def _stream(events: Iterator[str]) -> StreamingResponse:
+    return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})

@@ -1,0 +1,125 @@
+"""`speechgpt serve`: a bundle behind OpenAI's API, on the cluster at RAY_ADDRESS or a private one."""
+
+import ipaddress
+import os
+import signal
+import socket
+import threading
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from serve.bundles import Source
+    from speechgpt.recipe import Recipe
+
+GATEWAY = "gateway"
+_EDGE = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.guard:proxy_middlewares"}
+
+
+class ServeError(RuntimeError):
+    """A service that must not or cannot be started; the message says what to do."""
+
+
+def main(
+    bundle: Annotated[str, typer.Argument(help="Directory, s3://…, models:/name@alias, or shipped name.")] = "nano",
+    recipe: Annotated[str, typer.Option(help="Whose `serving` and `generation` sections hold.")] = "nano",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: serving.port=9000.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; others than loopback need SPEECHGPT_API_KEY.")
+    ] = None,
+    port: Annotated[int | None, typer.Option()] = None,
+) -> None:
+    """Serve a bundle until Ctrl-C."""
+    from rich.console import Console
+
+    from serve.bundles import find
+    from speechgpt.recipe import RecipeError, load
+    from speechgpt.runtime.bundle import BundleError
+    from speechgpt.runtime.tracking import TrackingError
+
+    console = Console(stderr=True)
+    given = {"serving.host": host, "serving.port": port}
+    overrides = (*(set_ or ()), *(f"{key}={value}" for key, value in given.items() if value is not None))
+    try:
+        chosen = load(recipe, overrides)
+        check_address(chosen.serving.host, chosen.serving.port)
+        with console.status("checking the bundle"):
+            source = find(bundle, chosen.tracking.uri)
+        with console.status(f"starting {source.name} {source.digest[:12]}"):
+            start(source, chosen)
+    except (RecipeError, ServeError, BundleError, TrackingError) as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(2 if isinstance(error, RecipeError) else 1) from None
+    told_to_stop = _on_signals()
+    url = f"http://{chosen.serving.host}:{chosen.serving.port}"
+    console.print(f"{source.name} ({source.digest[:12]}) is served at {url}/v1; talk to it at {url}/; Ctrl-C stops it")
+    told_to_stop.wait()
+    with console.status("finishing what has begun"):
+        stop(source)
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises ServeError for an address that strangers can reach while there is no key, and for one that is taken.
+
+    Ray's proxy would share a taken port with whoever has it.
+    """
+    from serve.guard import KEY_VARIABLE
+
+    if not _is_loopback(host) and not os.environ.get(KEY_VARIABLE):
+        raise ServeError(
+            f"host {host} can be reached from other machines: set {KEY_VARIABLE} first, or use --host 127.0.0.1"
+        )
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        if probe.connect_ex(("127.0.0.1" if _is_any(host) else host, port)) == 0:
+            raise ServeError(f"port {port} of {host} is taken: choose another with --port")
+
+
+def start(source: "Source", chosen: "Recipe") -> None:
+    """Returns when every deployment is warm. Raises ServeError."""
+    from ray import serve
+
+    from serve import app
+    from speechgpt.runtime.cluster import connect
+
+    serving = chosen.serving
+    connect(chosen.resources)
+    serve.start(
+        http_options={"host": serving.host, "port": serving.port, "request_timeout_s": serving.request_timeout_seconds},
+        controller_options={"runtime_env": {"env_vars": _EDGE}},
+    )
+    try:
+        serve.run(app.bundle_application(source, serving), name=app.application_name(source), route_prefix=None)
+        serve.run(app.gateway_application(source, chosen), name=GATEWAY, route_prefix="/")
+    except RuntimeError as error:
+        raise ServeError(f"the deployments did not start: {error}") from error
+
+
+def stop(source: "Source") -> None:
+    """End the two applications; each replica finishes its requests first. A private cluster ends with this process."""
+    from ray import serve
+
+    from serve import app
+
+    serve.delete(GATEWAY)
+    serve.delete(app.application_name(source))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_any(host: str) -> bool:
+    return host in ("0.0.0.0", "::", "")
+
+
+def _on_signals() -> threading.Event:
+    """Set by SIGINT or SIGTERM from now on."""
+    told = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: told.set())
+    return told

@@ -1,0 +1,38 @@
+"""A class as a Ray Serve deployment, by a recipe's section."""
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Deployment
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+
+from speechgpt.runtime.config import DeploymentSection, ServingSection
+
+
+def deployment(cls: type, name: str, section: DeploymentSection, serving: ServingSection) -> Deployment:
+    return serve.deployment(name=name, **options(section, serving))(cls)
+
+
+def options(section: DeploymentSection, serving: ServingSection) -> dict[str, Any]:
+    """Keyword arguments of `serve.deployment`."""
+    resources: dict[str, float] = {"num_cpus": section.cpus}
+    if section.gpus:
+        resources["num_gpus"] = section.gpus
+    return {
+        "ray_actor_options": resources,
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=section.min_replicas,
+            max_replicas=section.max_replicas,
+            target_ongoing_requests=section.target_ongoing_requests,
+        ),
+        "max_ongoing_requests": section.max_ongoing_requests,
+        "max_queued_requests": section.max_queued_requests,
+        "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=serving.retry_after_seconds),
+        # A replica that goes away finishes what it has begun.
+        "graceful_shutdown_timeout_s": serving.request_timeout_seconds,
+        "graceful_shutdown_wait_loop_s": 1.0,
+        "health_check_period_s": 10.0,
+        "health_check_timeout_s": 30.0,
+        # A rolling update brings the new replica up before the old one stops.
+        "max_surge_percent": 100,
+    }

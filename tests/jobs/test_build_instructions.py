@@ -1,0 +1,116 @@
+"""The job `instructions` on a real Ray: what enters the rows, what stays out, and going on after a kill."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs import build_instructions
+from jobs.build_instructions import QUESTIONS, REPORT, ROWS, read_instructions
+from jobs.shell import JobError, execute
+from jobs.tokenize_speech import UNITS_SCHEMA
+from speechgpt.language import world
+from speechgpt.language.prompts import META, read_row
+from speechgpt.recipe import Recipe, load
+from speechgpt.runtime.workspace import Workspace
+
+
+def clip(name: str, text: str, voice: str, units: list[int], **more) -> dict:
+    role = more.pop("role", "question")
+    plain = {"answer": "", "split": "train", "stranger": False, "category": "plus", "question_id": "", "source": "test"}
+    return {"utterance_id": name, "text": text, "voice": voice, "units": units, "role": role, **plain, **more}
+
+
+def recipe_of(*overrides: str) -> Recipe:
+    return load("tiny", ("language.dialect=paper", "language.prefix=speechgpt", *overrides))
+
+
+def fill(workspace: Workspace, recipe: Recipe) -> None:
+    """Two shards of units, marked as if `tokenize` had made them."""
+    questions = world.load(recipe.world, recipe.seed).questions()
+    voice = recipe.voices.answer
+    heldout = next(q for q in questions if q.split == "heldout")
+    train = [q for q in questions if q.split == "train"]
+    shards = {
+        "units/part-a.parquet": [
+            *(clip(f"q-{q.id}", q.question, "high", [1, 2, 3], answer=q.answer) for q in train),
+            clip("held-out", heldout.question, "high", [21, 22], answer=heldout.answer, split="heldout"),
+            clip("stranger", train[0].question, "low", [23, 24], answer=train[0].answer, stranger=True),
+            clip("marker", "say [ta] now", "high", [4, 5], answer="i do not know"),
+            clip("nameless", "", "high", [6, 7]),
+        ],
+        "units/part-b.parquet": [
+            clip(f"a-{n}", answer, voice, [8, 9, 10 + n % 5], role="answer")
+            for n, answer in enumerate(sorted({q.answer for q in train})[1:])
+        ],
+    }
+    for name, clips in shards.items():
+        workspace.write_table(name, pa.Table.from_pylist(clips, UNITS_SCHEMA))
+    workspace.write_json("units/_done/tokenize.json", {"digest": "made by hand"})
+
+
+@pytest.mark.ray
+def test_rows_are_built_and_nothing_unheard_gets_in(ray_cluster, tmp_path: Path):
+    recipe, workspace = recipe_of(), Workspace(str(tmp_path))
+    fill(workspace, recipe)
+    done = execute(build_instructions.JOB, recipe, workspace, json=True)
+    rows = workspace.read_table(ROWS).to_pylist()
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert {row["split"] for row in rows} == {"train"}
+    assert {row["prefix"] for row in rows if row["kind"] != "units"} == {META}
+    assert {row["kind"] for row in rows} == {"units", "transcribe", "speak", "text", "s2s", "s2t", "t2s", "t2t"}
+    written = "".join(row["plain_text"] for row in rows)
+    assert not any(f"<{unit}>" in written for unit in (21, 22, 23, 24))
+    for row in rows:
+        if row["kind"] != "units":
+            assert [exchange.kind for exchange in read_row("paper", row["plain_text"])] == [row["kind"]]
+    heard = {e.answer_units for row in rows if row["kind"] == "speak" for e in read_row("paper", row["plain_text"])}
+    assert heard and all(units[:2] == (8, 9) for units in heard)
+
+    report = workspace.read_json(REPORT)
+    assert sum(report["rows"].values()) == len(rows)
+    assert report["refused"]["transcribe: marker"] == report["refused"]["s2t: marker"] == 1
+    assert report["refused"]["s2s: no_answer_speech"] >= 1
+    assert done["figures"] == report
+    split = {row["id"]: row["split"] for row in workspace.read_table(QUESTIONS).to_pylist()}
+    assert set(split.values()) == {"train", "heldout"}
+    texts = {row["id"].removeprefix("text-") for row in rows if row["kind"] == "text"}
+    assert texts == {name for name, where in split.items() if where == "train"}
+
+    before = workspace.digest(ROWS)
+    assert execute(build_instructions.JOB, recipe, workspace, json=True)["skipped"]
+    # As if it had been killed after one shard.
+    workspace.delete("instructions/_done/instructions.json")
+    workspace.write_json(
+        "instructions/_done/instructions.started.json", {"fingerprint": done["fingerprint"], "run_id": done["run_id"]}
+    )
+    workspace.delete(f"{ROWS}/part-b.parquet")
+    execute(build_instructions.JOB, recipe, workspace, json=True)
+    assert workspace.digest(ROWS) == before
+
+
+def test_text_instructions_are_read_and_told_apart(tmp_path: Path):
+    file = tmp_path / "chats.jsonl"
+    file.write_text(
+        '{"instruction": "Hi there", "response": " Hello "}\n\n{"id": 7, "instruction": "Bye", "response": "Bye."}\n'
+    )
+    first, second = read_instructions(str(file))
+    assert (first.id, first.category, first.question, first.answer) == ("chats-1", "chats", "Hi there", "Hello")
+    assert second.id == "7"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", '{"instruction": "a"}', '{"instruction": "a", "response": 3}', '{"instruction": "", "response": "b"}'],
+)
+def test_a_bad_text_instruction_is_named(tmp_path: Path, line: str):
+    file = tmp_path / "chats.jsonl"
+    file.write_text(json.dumps({"instruction": "Hi", "response": "Ho"}) + "\n" + line + "\n")
+    with pytest.raises(JobError, match=r"chats\.jsonl, line 2"):
+        read_instructions(str(file))
+
+
+def test_missing_text_instructions_are_named(tmp_path: Path):
+    with pytest.raises(JobError, match=r"nothing\.jsonl cannot be read"):
+        read_instructions(str(tmp_path / "nothing.jsonl"))

@@ -1,0 +1,197 @@
+"""Manifests in: what is accepted, what is set aside and with which words; and the script that the voices are given."""
+
+import json
+import struct
+import wave
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.manifest import refuse_too_many
+from jobs.shell import JobError
+from speechgpt.language.script import script, spread
+from speechgpt.language.world import Question
+from speechgpt.runtime.recordings import UTTERANCE_SCHEMA, ManifestError, read_manifests
+from speechgpt.runtime.workspace import Workspace
+from speechgpt.speech.config import VoiceSection, VoicesSection
+
+
+def tone(path: Path, seconds: float = 0.5) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(b"".join(struct.pack("<h", 8000 * (i // 20 % 2 * 2 - 1)) for i in range(int(16000 * seconds))))
+    return path
+
+
+def jsonl(path: Path, *rows: dict | str) -> str:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return str(path)
+
+
+def test_rows_come_out_whole_with_what_the_file_says(tmp_path):
+    tone(tmp_path / "sounds" / "a.wav")
+    uri = jsonl(
+        tmp_path / "m.jsonl", {"id": "a", "path": "sounds/a.wav", "text": " hello ", "speaker": "ann", "licence": "CC0"}
+    )
+    table = read_manifests([uri]).table()
+    assert table.schema.names == [*UTTERANCE_SCHEMA.names, "licence"]
+    row = table.to_pylist()[0]
+    assert row["path"] == str(tmp_path / "sounds" / "a.wav")
+    assert (row["text"], row["seconds"], row["speaker"], row["licence"]) == ("hello", 0.5, "ann", "CC0")
+    assert len(row["sha256"]) == 64
+
+
+def test_parquet_and_absolute_paths_and_several_manifests(tmp_path):
+    first, second = tone(tmp_path / "a.wav"), tone(tmp_path / "b.wav")
+    pq.write_table(pa.table({"id": ["b"], "path": [str(second)], "split": ["dev"]}), tmp_path / "m.parquet")
+    uri = jsonl(tmp_path / "m.jsonl", {"id": "a", "path": str(first), "split": "train"})
+    table = read_manifests([str(tmp_path / "m.parquet"), uri]).table()
+    assert table["id"].to_pylist() == ["a", "b"]
+    assert table["split"].to_pylist() == ["train", "heldout"], "every split that is not train is kept from training"
+
+
+def test_speech_without_text_is_allowed(tmp_path):
+    tone(tmp_path / "a.wav")
+    found = read_manifests(
+        [jsonl(tmp_path / "m.jsonl", {"id": "a", "path": "a.wav"}, {"id": "b", "path": "a.wav", "text": " "})]
+    )
+    assert [row["text"] for row in found.rows] == [None, None]
+    assert not found.problems
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "said"),
+    [
+        ('{"id": "x", "path": ', "unreadable_row", "not JSON"),
+        ('["x"]', "unreadable_row", "not list"),
+        ({"path": "a.wav"}, "missing_key", "id:"),
+        ({"id": "x"}, "missing_key", "path:"),
+        ({"id": "", "path": "a.wav"}, "missing_key", "id:"),
+        ({"id": 7, "path": "a.wav"}, "wrong_type", "id: text is expected, not 7"),
+        ({"id": "x", "path": "a.wav", "text": ["no"]}, "wrong_type", "text:"),
+        ({"id": "x", "path": "a.wav", "seconds": "long"}, "wrong_type", "seconds:"),
+        ({"id": "good", "path": "a.wav"}, "duplicate_id", "already taken by {manifest}:1"),
+        ({"id": "x", "path": "gone.wav"}, "missing_file", "gone.wav"),
+        ({"id": "x", "path": "."}, "missing_file", "path:"),
+    ],
+)
+def test_a_bad_row_is_named_and_the_others_go_on(tmp_path, row, reason, said):
+    tone(tmp_path / "a.wav")
+    good = {"id": "good", "path": "a.wav"}
+    uri = jsonl(tmp_path / "m.jsonl", good, "", row, {"id": "last", "path": "a.wav"})
+    found = read_manifests([uri])
+    assert [r["id"] for r in found.rows] == ["good", "last"]
+    (problem,) = found.problems
+    assert problem.source == f"{uri}:3", "the line's number in the file, blank lines counted"
+    assert problem.reason == reason
+    assert said.format(manifest=uri) in problem.detail
+    assert found.quarantine().column_names == ["source", "reason", "detail"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("gone.jsonl", None, "no such file"),
+        ("m.csv", b"id,path", "ending in .jsonl or .parquet"),
+        ("m.parquet", b"id,path", "not a Parquet file"),
+    ],
+)
+def test_a_manifest_that_is_none_stops_the_job_with_its_name(tmp_path, name, content, said):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ManifestError, match=said) as error:
+        read_manifests([str(tmp_path / name)])
+    assert str(tmp_path / name) in str(error.value)
+
+
+def test_a_parquet_manifest_without_its_columns_says_which(tmp_path):
+    pq.write_table(pa.table({"path": ["a"]}), tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match=r"no column \['id'\]"):
+        read_manifests([str(tmp_path / "m.parquet")])
+
+
+def test_columns_that_do_not_agree_in_type_are_kept_as_json(tmp_path):
+    tone(tmp_path / "a.wav")
+    uri = jsonl(
+        tmp_path / "m.jsonl", {"id": "a", "path": "a.wav", "take": 1}, {"id": "b", "path": "a.wav", "take": "two"}
+    )
+    assert read_manifests([uri]).table()["take"].to_pylist() == ["1", '"two"']
+
+
+def test_recordings_without_a_split_are_partly_held_out_and_always_the_same_ones(tmp_path):
+    tone(tmp_path / "a.wav")
+    uri = jsonl(tmp_path / "m.jsonl", *({"id": f"u{n}", "path": "a.wav"} for n in range(300)))
+    splits = [row["split"] for row in read_manifests([uri]).rows]
+    assert splits == [row["split"] for row in read_manifests([uri]).rows]
+    assert 15 <= Counter(splits)["heldout"] <= 45
+
+
+def test_too_many_bad_rows_stop_the_job_and_show_the_first(tmp_path):
+    tone(tmp_path / "a.wav")
+    found = read_manifests([jsonl(tmp_path / "m.jsonl", {"id": "a", "path": "a.wav"}, {"id": "b", "path": "gone.wav"})])
+    refuse_too_many(found, 0.5, "here")
+    with pytest.raises(JobError, match="1 of 2 manifest rows") as error:
+        refuse_too_many(found, 0.49, "here")
+    assert "m.jsonl:2: missing_file" in str(error.value)
+
+
+VOICES = VoicesSection(
+    questions={name: VoiceSection(engine="tone", voice=name) for name in ("low", "mid", "high")},
+    answer="mid",
+    held_out={"other": VoiceSection(engine="tone")},
+    clips_per_question=2,
+)
+QUESTIONS = [
+    Question(id=f"{category}{n}", category=category, question=f"{category} {n}", answer=f"it is {n % 3}", split=split)
+    for category in ("sums", "colours")
+    for n, split in enumerate(["train"] * 6 + ["heldout"] * 3)
+]
+
+
+def test_the_script_gives_every_sentence_its_voices():
+    prompts = script(QUESTIONS, ["read this", "and that", "and more", "and last"], VOICES, held_out=4, seed=1)
+    by_role = Counter(prompt.role for prompt in prompts)
+    assert by_role == {"question": 12 * 2 + 4 * 4, "answer": 3, "reading": 4 + 2}
+    assert len({prompt.id for prompt in prompts}) == len(prompts)
+    spoken = Counter(p.question_id for p in prompts if p.split == "train" and p.role == "question")
+    assert set(spoken.values()) == {2}
+    assert {p.voice for p in prompts if p.role == "answer"} == {"mid"}
+    assert Counter(p.voice for p in prompts if p.role == "reading")["mid"] == 4
+
+
+def test_strangers_speak_held_out_questions_and_nothing_else():
+    prompts = script(QUESTIONS, ["read this"], VOICES, held_out=4, seed=1)
+    strangers = [prompt for prompt in prompts if prompt.voice == "other"]
+    assert strangers
+    assert all(p.stranger and p.split == "heldout" and p.role == "question" for p in strangers)
+    assert not any(p.stranger for p in prompts if p.voice != "other")
+
+
+def test_the_script_depends_on_its_arguments_alone():
+    arguments = (["read this"], VOICES, 4)
+    assert script(QUESTIONS, *arguments, 1) == script(list(reversed(QUESTIONS)), *arguments, 1)
+    assert script(QUESTIONS, *arguments, 1) != script(QUESTIONS, *arguments, 2)
+
+
+def test_held_out_questions_are_spread_evenly_over_categories():
+    heldout = [q for q in QUESTIONS if q.split == "heldout"]
+    assert Counter(q.category for q in spread(heldout, 4, seed=1)) == {"sums": 2, "colours": 2}
+    assert len(spread(heldout, None, seed=1)) == 6
+
+
+def test_a_manifest_and_its_recordings_may_lie_on_s3(tmp_path, s3_bucket):
+    place = Workspace(f"s3://{s3_bucket}/corpus")
+    place.write_bytes("sounds/a.wav", tone(tmp_path / "a.wav").read_bytes())
+    rows = [{"id": "a", "path": "sounds/a.wav"}, {"id": "b", "path": f"s3://{s3_bucket}/corpus/sounds/a.wav"}]
+    rows += [{"id": "c", "path": "sounds/gone.wav"}]
+    place.write_bytes("m.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    found = read_manifests([place.path("m.jsonl")])
+    assert [row["path"] for row in found.rows] == [place.path("sounds/a.wav")] * 2
+    assert [row["seconds"] for row in found.rows] == [0.5, 0.5]
+    assert [problem.reason for problem in found.problems] == ["missing_file"]
+    with pytest.raises(ManifestError, match="no such file"):
+        read_manifests([place.path("gone.jsonl")])

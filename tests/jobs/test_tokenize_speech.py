@@ -1,0 +1,199 @@
+"""Speech into units on a real Ray: poison is set aside, the rest is right, a second attempt does what is left."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+import torch
+
+from jobs.shell import Context, JobError
+from jobs.tokenize_speech import UNITS_SCHEMA, plan, run, runs
+from speechgpt.recipe import Recipe, load
+from speechgpt.runtime.progress import Progress
+from speechgpt.runtime.recordings import UTTERANCE_SCHEMA
+from speechgpt.runtime.tracking import Run
+from speechgpt.runtime.workspace import Workspace
+from speechgpt.speech import audio, hubert
+from speechgpt.speech.codebook import Codebook
+from speechgpt.speech.encoder import SpeechEncoder
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([], []),
+        ([5], [(0, 1)]),
+        ([5, 5, 5], [(0, 2), (2, 1)]),
+        ([50, 5, 5], [(0, 1), (1, 2)]),
+        ([5, 50], [(0, 1), (1, 1)]),
+        ([10, 10, 10], [(0, 1), (1, 1), (2, 1)]),
+    ],
+)
+def test_runs_stay_within_the_budget_and_cover_everything_once(lengths, expected):
+    assert list(runs(lengths, 12)) == expected
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load("tiny", ("data.max_bad_fraction=1",))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, recipe: Recipe) -> Workspace:
+    """A workspace with an untrained encoder."""
+    place = Workspace(tmp_path / "work")
+    with place.stage("encoder") as folder:
+        model = hubert.scratch(recipe.encoder.architecture, seed=1)
+        hubert.save(model, folder, layer=2, normalize=True)
+        centroids = torch.randn(32, 64, generator=torch.Generator().manual_seed(1))
+        Codebook(centroids).save(folder)
+    return place
+
+
+def speech(seconds: float, seed: int = 0) -> np.ndarray:
+    return (0.3 * np.random.default_rng(seed).standard_normal(int(16000 * seconds))).astype(np.float32)
+
+
+def recordings(workspace: Workspace, *paths: Path) -> None:
+    rows = [{"id": path.stem, "path": str(path), "text": "words", "split": "train", "seconds": 1.0} for path in paths]
+    workspace.write_table("manifest/utterances.parquet", pa.Table.from_pylist(rows, UTTERANCE_SCHEMA))
+
+
+def spoken(workspace: Workspace, name: str, *waves: np.ndarray) -> None:
+    """A file of `speech/` as the job `synthesize` writes it."""
+    rows = [
+        {
+            "id": f"{name}-{number}",
+            "text": "words",
+            "voice": "tone",
+            "role": "question",
+            "category": "plus",
+            "question_id": "q",
+            "answer": "five",
+            "split": "heldout",
+            "stranger": True,
+            "speaker": "tone",
+            "language": "en",
+            "seconds": len(wave) / 16000,
+            "sha256": "",
+            "audio": audio.encode(wave, "flac"),
+        }
+        for number, wave in enumerate(waves)
+    ]
+    workspace.write_table(f"speech/part-{name}.parquet", pa.Table.from_pylist(rows))
+
+
+def tokenize(workspace: Workspace, recipe: Recipe) -> dict:
+    return run(Context(recipe, workspace, Progress(silent=True), Run("", "")))
+
+
+def poison(folder: Path) -> dict[str, Path]:
+    """Every kind of bad sound file, by the reason that is expected for it; and two that only look odd."""
+    folder.mkdir()
+    good = speech(1.0)
+    flac = audio.encode(good, "flac")
+    files = {name: folder / f"{name}.wav" for name in ("empty", "silent", "too_short", "not_finite", "wide", "fast")}
+    files |= {name: folder / f"{name}.flac" for name in ("unreadable", "renamed", "gone")}
+    files["empty"].write_bytes(b"")
+    soundfile.write(files["silent"], np.zeros(16000, np.float32), 16000)
+    soundfile.write(files["too_short"], good[:1], 16000)
+    soundfile.write(files["not_finite"], np.where(np.arange(16000) == 7, np.nan, good), 16000, subtype="FLOAT")
+    soundfile.write(files["wide"], np.tile(good[:, None], (1, 8)), 16000)
+    soundfile.write(files["fast"], np.repeat(good, 6), 96000)
+    files["unreadable"].write_bytes(flac[:30])
+    files["renamed"].write_text("this is a letter, not a recording")
+    return files
+
+
+@pytest.mark.ray
+def test_bad_sound_is_set_aside_by_name_and_the_rest_become_units(ray_cluster, workspace, recipe, tmp_path):
+    files = poison(tmp_path / "sounds")
+    good = tmp_path / "good.wav"
+    soundfile.write(good, speech(0.8), 16000)
+    recordings(workspace, *files.values(), good)
+    done = tokenize(workspace, recipe)
+    units = workspace.read_table("units")
+    assert set(units["utterance_id"].to_pylist()) == {"good", "wide", "fast"}
+    quarantine = workspace.read_table("quarantine")
+    assert quarantine.column_names == ["source", "reason", "detail"]
+    reasons = dict(zip(quarantine["source"].to_pylist(), quarantine["reason"].to_pylist(), strict=True))
+    assert reasons == {
+        str(files["empty"]): "empty",
+        str(files["silent"]): "silent",
+        str(files["too_short"]): "too_short",
+        str(files["not_finite"]): "not_finite",
+        str(files["unreadable"]): "unreadable",
+        str(files["renamed"]): "unreadable",
+        str(files["gone"]): "unreadable",
+    }
+    assert (done["figures"]["utterances"], done["figures"]["quarantined"]) == (3, 7)
+
+
+@pytest.mark.ray
+def test_units_are_those_of_the_clip_alone_with_everything_known_about_it(ray_cluster, workspace, recipe):
+    waves = [speech(seconds, seed) for seed, seconds in enumerate((0.4, 2.0, 1.1, 0.7))]
+    spoken(workspace, "a", *waves)
+    tokenize(workspace, recipe)
+    table = workspace.read_table("units")
+    assert table.schema.equals(UNITS_SCHEMA)
+    with workspace.fetch("encoder") as directory:
+        encoder = SpeechEncoder.load(directory)
+    for row, clip in zip(table.to_pylist(), waves, strict=True):
+        decoded = audio.decode(audio.encode(clip, "flac"))
+        (alone,) = encoder.encode([decoded])
+        assert row["units"] == alone.units.tolist()
+        assert row["durations"] == alone.durations.tolist()
+        assert sum(row["durations"]) == pytest.approx(row["seconds"] * 50, abs=1.001)
+        assert (row["role"], row["split"], row["stranger"], row["answer"]) == ("question", "heldout", True, "five")
+
+
+@pytest.mark.ray
+def test_a_second_attempt_does_only_what_is_missing_and_ends_in_the_same_bytes(ray_cluster, workspace, recipe):
+    for name in "abc":
+        spoken(workspace, name, speech(0.5, ord(name)), speech(0.9, ord(name) + 1))
+    tokenize(workspace, recipe)
+    whole = workspace.digest("units")
+    kept = Path(workspace.path("units/part-a.parquet")).stat().st_mtime_ns
+    workspace.delete("units/part-b.parquet")
+    done = tokenize(workspace, recipe)
+    assert workspace.digest("units") == whole
+    assert Path(workspace.path("units/part-a.parquet")).stat().st_mtime_ns == kept
+    assert done["figures"]["utterances"] == 6, "what was there before counts, too"
+
+
+@pytest.mark.ray
+def test_too_much_bad_sound_stops_the_job_and_names_it(ray_cluster, workspace, tmp_path):
+    files = poison(tmp_path / "sounds")
+    recordings(workspace, *files.values())
+    with pytest.raises(JobError, match=r"7 of 9 clips.*max_bad_fraction = 0.5") as error:
+        tokenize(workspace, load("tiny", ("data.max_bad_fraction=0.5",)))
+    assert "silent.wav: silent" in str(error.value)
+
+
+def test_long_recordings_are_split_over_shards_by_what_they_hold(tmp_path):
+    place = Workspace(tmp_path)
+    rows = [{"id": f"u{n:03d}", "path": "x", "seconds": 100.0 if n else None} for n in range(20)]
+    place.write_table("manifest/utterances.parquet", pa.Table.from_pylist(rows, UTTERANCE_SCHEMA))
+    shards = plan(place, longest=30.0)
+    assert [(shard.first, shard.count) for shard in shards] == [(0, 6), (6, 6), (12, 6), (18, 2)]
+    assert [shard.units for shard in shards[:2]] == [
+        "units/part-recordings-00000.parquet",
+        "units/part-recordings-00001.parquet",
+    ]
+
+
+def test_nothing_to_do_says_what_to_run(tmp_path):
+    with pytest.raises(JobError, match="run manifest and synthesize"):
+        tokenize(Workspace(tmp_path), load("tiny"))
+
+
+def test_shards_are_planned_on_s3_as_in_a_directory(tmp_path, s3_bucket):
+    places = Workspace(tmp_path), Workspace(f"s3://{s3_bucket}/work")
+    for place in places:
+        spoken(place, "a", speech(0.5), speech(0.6))
+        recordings(place, tmp_path / "x.wav")
+    local, remote = (plan(place, longest=30.0) for place in places)
+    assert local == remote
+    assert [(shard.name, shard.count) for shard in remote] == [("a", 2), ("recordings-00000", 1)]

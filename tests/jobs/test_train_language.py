@@ -1,0 +1,176 @@
+"""The job `train` on a private Ray: what it makes, and that a killed worker changes nothing in it."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+from safetensors.numpy import load_file, save
+
+from jobs import shell, train_language
+from jobs.training_storage import forget_broken_run
+from speechgpt import recipe as recipes
+from speechgpt.runtime.workspace import Workspace
+
+WORDS = [
+    "what",
+    "is",
+    "two",
+    "plus",
+    "three",
+    "four",
+    "five",
+    "color",
+    "day",
+    "the",
+    "a",
+    "dog",
+    "barks",
+    "capital",
+    "of",
+]
+SETTINGS = (
+    "stages.base.steps=300",
+    "stages.base.checkpoint_every=60",
+    "stages.base.log_every=50",
+    "stages.base.block=48",
+    "stages.base.mixture={text: 3, transcribe: 1}",
+    "stages.chain.start_from=base",
+    "stages.chain.mixture={s2s: 1}",
+)
+
+
+def prepared(directory: Path) -> Workspace:
+    """A workspace as the jobs before `train` leave it."""
+    workspace, rng = Workspace(directory), np.random.default_rng(0)
+
+    def text() -> str:
+        return " ".join(rng.choice(WORDS, int(rng.integers(3, 8))))
+
+    def units() -> str:
+        return "<sosp>" + "".join(f"<{unit}>" for unit in rng.integers(0, 32, int(rng.integers(5, 12)))) + "<eosp>"
+
+    def row(kind: str, number: int) -> dict[str, str]:
+        plain_text = {
+            "text": f"[Human]: {text()}<eoh>. [SpeechGPT]: {text()}<eoa>.",
+            "transcribe": f"[Human]: This is input: {units()}<eoh>.[SpeechGPT]: {text()}<eos>.",
+            "s2s": f"[Human]: {units()}<eoh>. [SpeechGPT]: [tq] {text()}; [ta] {text()}; [ua] {units()}<eoa>.",
+        }[kind]
+        return dict(
+            id=f"{kind}-{number}", kind=kind, prefix="", plain_text=plain_text, category=f"c{number % 3}", split="train"
+        )
+
+    rows = [row(kind, number) for kind in ("text", "transcribe", "s2s") for number in range(60)]
+    rows[0] |= {"plain_text": f"[Human]: {'dog ' * 60}<eoh>. [SpeechGPT]: a<eoa>."}
+    rows[1] |= {"split": "heldout"}
+    workspace.write_table("instructions/rows.parquet", pa.Table.from_pylist(rows))
+    workspace.write_bytes("encoder/kmeans.safetensors", save({"centroids": rng.normal(size=(32, 16)).astype("f4")}))
+    workspace.write_json("instructions/_done/instructions.json", {"digest": "rows"})
+    workspace.write_json("encoder/_done/fit-units.json", {"digest": "codebook"})
+    return workspace
+
+
+def train(workspace: Workspace, stage: str, *settings: str) -> dict:
+    recipe = recipes.load("tiny", (*SETTINGS, *settings))
+    return shell.execute(train_language.JOB, recipe, workspace, stage, json=True)
+
+
+@pytest.fixture(scope="module")
+def unbroken(ray_cluster, tmp_path_factory) -> tuple[Workspace, dict]:
+    workspace = prepared(tmp_path_factory.mktemp("unbroken"))
+    return workspace, train(workspace, "base")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_stage_leaves_a_model_figures_and_a_curve(unbroken):
+    from mlflow import MlflowClient
+    from transformers import AutoModelForCausalLM
+
+    from speechgpt.language.vocabulary import Vocabulary
+
+    workspace, done = unbroken
+    model = AutoModelForCausalLM.from_pretrained(workspace.path("models/base"))
+    assert Vocabulary.load(workspace.path("models/base")).unit_count == 32
+    assert done["figures"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert done["figures"]["step"] == 300
+    # 60 rows of each kind, of which one is held out and one is longer than a block.
+    assert (done["figures"]["rows"], done["figures"]["rows_left_out"]) == (118, 1)
+    curve = MlflowClient(_tracking(workspace)).get_metric_history(done["run_id"], "loss_text")
+    assert [point.step for point in curve][:6] == [50, 100, 150, 200, 250, 300]
+    assert curve[-1].value < curve[0].value
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_lora_stage_leaves_an_adapter_for_the_stage_before(unbroken):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    workspace, _ = unbroken
+    done = train(workspace, "chain")
+    assert done["figures"]["trainable_parameters"] < done["figures"]["parameters"] / 10
+    base = AutoModelForCausalLM.from_pretrained(workspace.path("models/base"))
+    adapted = PeftModel.from_pretrained(base, workspace.path("models/chain"))
+    assert adapted.peft_config["default"].base_model_name_or_path
+    assert str(workspace.uri) not in Path(workspace.path("models/chain/adapter_config.json")).read_text()
+    assert any(parameter.abs().sum() > 0 for name, parameter in adapted.named_parameters() if "lora_B" in name)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_worker_changes_nothing_in_the_result(unbroken, tmp_path):
+    whole, _ = unbroken
+    workspace = prepared(tmp_path)
+    killed: list[bool] = []
+
+    def kill() -> None:
+        while not list(tmp_path.glob("checkpoints/base/run/checkpoint_*/part-*.json")):
+            time.sleep(0.05)
+        worker = next(p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::RayTrainW"))
+        os.kill(worker.pid, signal.SIGKILL)
+        killed.append(not workspace.exists("models/base"))
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    done = train(workspace, "base")
+    killer.join()
+    assert killed == [True], "the worker must die while there are steps left"
+    assert done["figures"]["step"] == 300
+    one, other = (load_file(Path(w.path("models/base/model.safetensors"))) for w in (whole, workspace))
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_a_run_whose_checkpoint_is_gone_is_forgotten(tmp_path, capsys):
+    workspace = Workspace(tmp_path)
+    for content in ('{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1"}]}', '{"checkpoint_re'):
+        workspace.write_bytes("checkpoints/base/run/checkpoint_manager_snapshot.json", content.encode())
+        workspace.write_bytes("checkpoints/base/start/model.safetensors", b"kept")
+        forget_broken_run(workspace, "checkpoints/base/run", print)
+        assert workspace.list("checkpoints") == ["checkpoints/base/start/model.safetensors"]
+        assert "the stage starts again" in capsys.readouterr().out
+
+
+def test_a_whole_run_is_kept(tmp_path):
+    workspace = Workspace(tmp_path)
+    workspace.write_json(
+        "checkpoints/base/run/checkpoint_manager_snapshot.json",
+        {"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1"}]},
+    )
+    workspace.write_bytes("checkpoints/base/run/checkpoint_1/part-0.json", b"{}")
+    before = workspace.list("checkpoints")
+    forget_broken_run(workspace, "checkpoints/base/run", print)
+    assert workspace.list("checkpoints") == before
+
+
+def _tracking(workspace: Workspace) -> str:
+    from speechgpt.runtime.tracking import Tracking
+
+    return Tracking.open(recipes.load("tiny").tracking, workspace, "tiny").uri

@@ -1,0 +1,166 @@
+"""What rows are made of, and what is refused."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speechgpt.language.config import InstructionsSection
+from speechgpt.language.instructions import Refusal, Row, RowBuilder, Utterance, WrittenQuestion, tally
+from speechgpt.language.prompts import META, Exchange, PromptFormat, descriptions, read_row
+from speechgpt.language.segments import find_marker
+
+QUESTION = Utterance("q1", (1, 2, 3), "what is two", "plus", answer="it is two")
+SPOKEN = {"it is two": (7, 8)}
+
+
+def builder(section: InstructionsSection | None = None, dialect="paper", **more) -> RowBuilder:
+    values = {"seed": 1, "spoken_answers": SPOKEN} | more
+    return RowBuilder(PromptFormat(dialect, META), section or InstructionsSection(), **values)
+
+
+def rows_of(made) -> dict[str, Row]:
+    return {item.kind: item for item in made if isinstance(item, Row)}
+
+
+@pytest.mark.parametrize("dialect", ["paper", "released"])
+def test_a_spoken_question_gives_every_row_that_it_can(dialect):
+    rows = rows_of(builder(dialect=dialect).of_utterance(QUESTION))
+    assert set(rows) == {"units", "transcribe", "s2s", "s2t"}
+    assert rows["units"] == Row("units-q1", "units", "", "<sosp><1><2><3><eosp>", "plus", "train")
+    assert rows["s2s"].prefix == META
+    assert read_row(dialect, rows["s2s"].plain_text) == [Exchange("s2s", "what is two", "it is two", (1, 2, 3), (7, 8))]
+    assert read_row(dialect, rows["s2t"].plain_text) == [Exchange("s2t", "what is two", "it is two", (1, 2, 3))]
+    (task,) = read_row(dialect, rows["transcribe"].plain_text)
+    assert (task.answer, task.question_units) == ("what is two", (1, 2, 3))
+    assert task.description in descriptions("transcribe")
+
+
+def test_a_written_question_gives_text_and_the_chains_from_text():
+    rows = rows_of(builder().of_question(WrittenQuestion("w", "plus", "what is two", "it is two")))
+    assert set(rows) == {"text", "t2s", "t2t"}
+    assert read_row("paper", rows["t2s"].plain_text) == [Exchange("t2s", "what is two", "it is two", (), (7, 8))]
+
+
+def test_recognition_or_speaking_by_probability():
+    clips = [Utterance(f"a{n}", (1, 2), "hello", is_answer_voice=True) for n in range(2000)]
+    section = InstructionsSection(transcribe_probability=0.3)
+    made = Counter(item.kind for clip in clips for item in builder(section).of_utterance(clip))
+    assert made["transcribe"] + made["speak"] == 2000
+    assert 0.26 < made["transcribe"] / 2000 < 0.34
+
+
+def test_only_the_answer_voice_is_spoken_in():
+    section = InstructionsSection(transcribe_probability=0)
+    clips = [Utterance(f"o{n}", (1, 2), "hello") for n in range(50)]
+    assert {item.kind for clip in clips for item in builder(section).of_utterance(clip)} == {"units", "transcribe"}
+
+
+def test_a_clip_without_text_gives_its_units_alone():
+    assert [item.kind for item in builder().of_utterance(Utterance("n", (1, 2)))] == ["units"]
+
+
+def test_long_answers_stay_out_of_chains_but_not_out_of_text():
+    answer = " ".join(["word"] * 35)
+    made = list(builder(spoken_answers={answer: (1,)}).of_question(WrittenQuestion("w", "", "why", answer)))
+    assert [item.kind for item in made if isinstance(item, Row)] == ["text"]
+    assert Refusal("w", "t2t", "long_answer") in made and Refusal("w", "t2s", "long_answer") in made
+    shorter = answer.removesuffix(" word")
+    kept = builder(spoken_answers={shorter: (1,)}).of_question(WrittenQuestion("w", "", "why", shorter))
+    assert set(rows_of(kept)) == {"text", "t2s", "t2t"}
+
+
+def test_an_answer_that_nobody_spoke_is_counted():
+    made = list(builder(spoken_answers={}).of_utterance(QUESTION))
+    assert Refusal("q1", "s2s", "no_answer_speech") in made
+    assert "s2t" in rows_of(made)
+
+
+@pytest.mark.parametrize("text", ["say [ta]", "<12> apples", "a <eoa> b", "[Human]: hello"])
+def test_text_with_markers_is_refused_and_counted(text):
+    made = list(builder().of_question(WrittenQuestion("w", "", text, "it is two")))
+    assert {item.reason for item in made if isinstance(item, Refusal)} == {"marker"}
+    assert rows_of(made) == {}
+
+
+def test_only_the_forms_of_the_recipe_are_made():
+    section = InstructionsSection(forms=("s2t",))
+    assert set(rows_of(builder(section).of_utterance(QUESTION))) == {"units", "transcribe", "s2t"}
+    assert set(rows_of(builder(section).of_question(WrittenQuestion("w", "", "what", "it is two")))) == {"text"}
+
+
+def test_multi_turn_rows_remember_an_earlier_question_as_text():
+    past = (
+        WrittenQuestion("p", "", "what color is snow", "snow is white"),
+        WrittenQuestion("q", "", "what is two", "it is two"),
+    )
+    section = InstructionsSection(multi_turn=1)
+    rows = rows_of(builder(section, past=past).of_utterance(QUESTION))
+    first, last = read_row("paper", rows["s2s"].plain_text)
+    assert first == Exchange("t2t", "what color is snow", "snow is white")
+    assert last == Exchange("s2s", "what is two", "it is two", (1, 2, 3), (7, 8))
+    assert len(read_row("paper", rows["transcribe"].plain_text)) == 1
+    halves = [
+        len(
+            read_row(
+                "paper",
+                rows_of(builder(InstructionsSection(multi_turn=0.5), past=past).of_utterance(clip))["s2t"].plain_text,
+            )
+        )
+        for clip in (Utterance(f"m{n}", (1,), "what is two", answer="it is two") for n in range(300))
+    ]
+    assert 100 < halves.count(2) < 200
+
+
+def test_a_rows_chances_are_its_own():
+    """Whichever rows are made before it, and by whom."""
+    alone = list(builder().of_utterance(QUESTION))
+    one = builder()
+    for n in range(5):
+        list(one.of_utterance(Utterance(f"x{n}", (1,), "hello", is_answer_voice=True)))
+    assert list(one.of_utterance(QUESTION)) == alone
+    wordings = {
+        read_row("paper", rows_of(builder(seed=seed).of_utterance(QUESTION))["transcribe"].plain_text)[0].description
+        for seed in range(40)
+    }
+    assert len(wordings) > 8
+
+
+def test_no_more_wordings_than_the_recipe_takes():
+    section = InstructionsSection(descriptions=2)
+    wordings = {
+        read_row("paper", rows_of(builder(section, seed=seed).of_utterance(QUESTION))["transcribe"].plain_text)[
+            0
+        ].description
+        for seed in range(40)
+    }
+    assert wordings == set(descriptions("transcribe")[:2])
+
+
+words = st.text(min_size=1).map(str.strip).filter(bool)
+units = st.lists(st.integers(0, 999), min_size=1, max_size=8).map(tuple)
+
+
+@pytest.mark.parametrize("dialect", ["paper", "released"])
+@given(text=words, answer=words, heard=units, spoken=units, voice=st.booleans())
+def test_every_row_reads_back_as_what_it_was_made_from(dialect, text, answer, heard, spoken, voice):
+    clip = Utterance("u", heard, text, "c", answer, voice)
+    past = (WrittenQuestion("p", "", "what color is snow", "snow is white"),)
+    make = builder(InstructionsSection(multi_turn=0.5), dialect, spoken_answers={answer: spoken}, past=past)
+    made = [*make.of_utterance(clip), *make.of_question(WrittenQuestion("w", "", text, answer))]
+    hostile = find_marker(text) or find_marker(answer)
+    assert any(isinstance(item, Refusal) for item in made) == bool(hostile)
+    for row in made:
+        if not isinstance(row, Row) or row.kind == "units":
+            continue
+        last = read_row(dialect, row.plain_text)[-1]
+        assert last.kind == row.kind
+        assert text in (last.question, last.answer)
+        assert last.kind in ("transcribe", "speak") or last.answer == answer
+        assert last.question_units in ((), heard) and last.answer_units in ((), heard, spoken)
+
+
+def test_a_tally_counts_rows_and_refusals():
+    made = [*builder().of_utterance(QUESTION), Refusal("x", "s2s", "marker"), Refusal("y", "s2s", "marker")]
+    assert tally(made) == {"rows": {"s2s": 1, "s2t": 1, "transcribe": 1, "units": 1}, "refused": {"s2s: marker": 2}}

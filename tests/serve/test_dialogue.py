@@ -1,0 +1,95 @@
+"""Messages become the dialogue that the model is asked."""
+
+import asyncio
+import base64
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from serve.dialogue import understand
+from serve.encoder import Heard
+from serve.errors import ApiError
+from serve.memory import Exchange
+from serve.wire import Message
+from speechgpt.language.prompts import Turn
+
+
+@dataclass
+class Ears:
+    """Hears the bytes of a clip as its units, writes units down as numbers, and counts what it was asked."""
+
+    remembered: dict[str, Exchange] = field(default_factory=dict)
+    written: list[tuple[int, ...]] = field(default_factory=list)
+
+    async def hear(self, clip: bytes, param: str) -> Heard:
+        return Heard(tuple(clip), len(clip) / 50)
+
+    async def write_down(self, heard: Heard, param: str) -> str:
+        self.written.append(heard.units)
+        return " ".join(map(str, heard.units))
+
+    async def recall(self, audio_id: str) -> Exchange | None:
+        return self.remembered.get(audio_id)
+
+
+def recording(*units: int) -> dict[str, Any]:
+    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(bytes(units)).decode(), "format": "wav"}}
+
+
+def user(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "user", "content": list(parts)}
+
+
+def turns(messages: list[dict[str, Any]], ears: Ears | None = None) -> list[Turn]:
+    parsed = TypeAdapter(list[Message]).validate_python(messages)
+    return asyncio.run(understand(parsed, ears or Ears(), 1000))
+
+
+def test_a_recording_alone_stays_in_units() -> None:
+    assert turns([user(recording(1, 2))]) == [Turn("user", units=(1, 2))]
+
+
+def test_text_is_text() -> None:
+    assert turns([{"role": "user", "content": " hello "}]) == [Turn("user", text="hello")]
+
+
+def test_a_mixture_is_written_down_in_its_order() -> None:
+    parts = [{"type": "text", "text": "after"}, recording(1, 2), {"type": "text", "text": "comes"}, recording(3)]
+    assert turns([user(*parts)]) == [Turn("user", text="after 1 2 comes 3")]
+
+
+def test_a_spoken_answer_brings_its_question_with_it() -> None:
+    ears = Ears({"audio_1": Exchange("two plus three", "five")})
+    history = [user(recording(1, 2)), {"role": "assistant", "audio": {"id": "audio_1"}}, user(recording(3))]
+    expected = [Turn("user", text="two plus three"), Turn("assistant", text="five"), Turn("user", units=(3,))]
+    assert turns(history, ears) == expected
+    assert ears.written == []
+
+
+def test_history_without_memory_is_written_down() -> None:
+    ears = Ears()
+    history = [user(recording(1, 2)), {"role": "assistant", "content": "five"}, user(recording(3))]
+    assert turns(history, ears)[0] == Turn("user", text="1 2")
+    assert ears.written == [(1, 2)]
+
+
+def test_whole_reply_messages_may_be_sent_back() -> None:
+    sent_back = {"role": "assistant", "content": "five", "refusal": None, "annotations": [], "audio": None}
+    assert turns([{"role": "user", "content": "a"}, sent_back, {"role": "user", "content": "b"}])[1].text == "five"
+
+
+@pytest.mark.parametrize(
+    ("message", "status", "code"),
+    [
+        ({"role": "assistant", "audio": {"id": "audio_gone"}}, 404, "audio_not_found"),
+        ({"role": "assistant", "content": None}, 400, "empty_content"),
+        ({"role": "user", "content": "again"}, 400, "invalid_value"),
+    ],
+)
+def test_history_that_cannot_be_used(message: dict[str, Any], status: int, code: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        turns([{"role": "user", "content": "a"}, message, {"role": "user", "content": "b"}])
+    assert (caught.value.status, caught.value.code) == (status, code)
+    assert str(caught.value.param).startswith("messages.1")

@@ -1,0 +1,62 @@
+"""Where a service may listen, and what it is called."""
+
+import socket
+
+import pytest
+
+from serve.bundles import model_name
+from serve.guard import KEY_VARIABLE
+from serve.run import ServeError, check_address
+from serve.scaling import options
+from speechgpt.runtime.config import DeploymentSection, ServingSection
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_strangers_need_a_key(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    with pytest.raises(ServeError, match=KEY_VARIABLE):
+        check_address(host, free_port())
+
+
+def test_loopback_and_keys_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    check_address("localhost", free_port())
+    monkeypatch.setenv(KEY_VARIABLE, "sk-secret")
+    check_address("0.0.0.0", free_port())
+
+
+def test_a_taken_port_is_not_shared() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(ServeError, match="--port"):
+            check_address("127.0.0.1", other.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("nano", "nano"),
+        ("/data/bundles/nano/", "nano"),
+        ("s3://bucket/run/bundles/small", "small"),
+        ("models:/speechgpt-nano@champion", "speechgpt-nano"),
+        ("models:/speechgpt-nano/3", "speechgpt-nano"),
+    ],
+)
+def test_model_names(address: str, name: str) -> None:
+    assert model_name(address) == name
+
+
+def test_a_section_becomes_deployment_options() -> None:
+    section = DeploymentSection(min_replicas=2, max_replicas=5, cpus=2, gpus=0.5, max_queued_requests=9)
+    chosen = options(section, ServingSection(retry_after_seconds=7))
+    assert chosen["ray_actor_options"] == {"num_cpus": 2, "num_gpus": 0.5}
+    assert (chosen["autoscaling_config"].min_replicas, chosen["autoscaling_config"].max_replicas) == (2, 5)
+    assert chosen["max_queued_requests"] == 9
+    assert (chosen["backpressure_config"].status_code, chosen["backpressure_config"].retry_after_s) == (429, 7)

@@ -1,0 +1,111 @@
+import io
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from speechgpt.speech import audio
+
+
+def tone(seconds: float = 1.0, rate: int = 16_000, hertz: float = 440.0) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+def wav(samples: np.ndarray, rate: int, subtype: str = "FLOAT") -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format="WAV", subtype=subtype)
+    return buffer.getvalue()
+
+
+def m4a(samples: np.ndarray, rate: int) -> bytes:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.rate = rate
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    return buffer.getvalue()
+
+
+def loudest_hertz(wave: np.ndarray) -> float:
+    return float(np.fft.rfftfreq(len(wave), 1 / 16_000)[np.abs(np.fft.rfft(wave)).argmax()])
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000, 96_000])
+def test_any_rate_becomes_16_khz_at_the_same_pitch(rate: int) -> None:
+    wave = audio.decode(wav(tone(1.0, rate), rate))
+    assert wave.dtype == np.float32
+    assert abs(len(wave) - 16_000) <= 1
+    assert abs(loudest_hertz(wave) - 440) < 2
+
+
+@pytest.mark.parametrize("channels", [2, 8])
+def test_channels_are_mixed_not_joined_in_time(channels: int) -> None:
+    stereo = np.zeros((16_000, channels), np.float32)
+    stereo[:, 0] = tone()
+    wave = audio.decode(wav(stereo, 16_000))
+    assert len(wave) == 16_000
+    np.testing.assert_allclose(wave, tone() / channels, atol=1e-6)
+
+
+@pytest.mark.parametrize("format", ["wav", "flac", "mp3", "opus"])
+def test_what_is_encoded_decodes_to_the_same_sound(format: str) -> None:
+    wave = audio.decode(audio.encode(tone(), format))
+    assert abs(len(wave) - 16_000) < 1200
+    assert abs(loudest_hertz(wave) - 440) < 3
+
+
+def test_m4a_is_read_though_libsndfile_does_not_know_it() -> None:
+    wave = audio.decode(m4a(tone(1.0, 44_100), 44_100))
+    assert abs(loudest_hertz(wave) - 440) < 3
+
+
+def test_pcm16_at_24_khz_is_headerless_little_endian() -> None:
+    data = audio.encode(tone(), "pcm16", 24_000)
+    samples = np.frombuffer(data, "<i2")
+    assert len(samples) == 24_000
+    assert abs(np.abs(samples).max() - 0.3 * 32767) < 200
+
+
+BAD = {
+    "empty": b"",
+    "unreadable": b"this is a text file that somebody renamed to wav\n" * 20,
+    "too_short": wav(tone()[:1], 16_000),
+    "not_finite": wav(np.r_[tone(), np.nan].astype(np.float32), 16_000),
+    "silent": wav(np.zeros(16_000, np.float32), 16_000),
+    "too_long": wav(tone(3.0), 16_000),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_bad_audio_is_refused_with_its_reason(reason: str) -> None:
+    with pytest.raises(audio.AudioError) as caught:
+        audio.decode(BAD[reason], max_seconds=2.0)
+    assert caught.value.reason == reason
+    assert caught.value.detail
+
+
+def test_a_file_without_samples_is_empty() -> None:
+    with pytest.raises(audio.AudioError, match="empty"):
+        audio.decode(wav(np.zeros(0, np.float32), 16_000))
+
+
+@pytest.mark.parametrize("format", ["wav", "flac", "mp3", "opus"])
+def test_a_file_cut_in_half_is_refused_not_taken_for_whole(format: str) -> None:
+    whole = audio.encode(tone(4.0), format)
+    with pytest.raises(audio.AudioError) as caught:
+        audio.decode(whole[: len(whole) // 2])
+    assert caught.value.reason in ("truncated", "unreadable")
+
+
+def test_a_length_that_lies_in_the_header_does_not_escape_the_limit() -> None:
+    data = bytearray(wav(tone(5.0), 16_000, "PCM_16"))
+    data[40:44] = (32_000).to_bytes(4, "little")
+    assert len(audio.decode(bytes(data), max_seconds=2.0)) <= 32_000
+
+
+def test_an_unknown_format_is_named() -> None:
+    with pytest.raises(ValueError, match="aiff"):
+        audio.encode(tone(), "aiff")

@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import HubertModel
+
+from speechgpt.speech import hubert
+from speechgpt.speech.codebook import Codebook
+from speechgpt.speech.encoder import SpeechEncoder, batches_by_length
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "conv_dim": (16,) * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+LAYOUTS = {
+    "base": {"feat_extract_norm": "group", "do_stable_layer_norm": False},
+    "large": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},
+}
+
+
+def model(layout: str) -> HubertModel:
+    made = hubert.scratch({**SMALL, **LAYOUTS[layout]}, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # random initialisation alone is too small to tell much
+        for parameter in made.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return made.eval()
+
+
+def clips() -> list[np.ndarray]:
+    draw = np.random.default_rng(0)
+    return [draw.normal(size=n).astype(np.float32) for n in (16_000, 9_000, 400, 31_234, 9_001)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layer", [1, 2, -1])
+def test_a_clip_alone_equals_transformers(layout: str, layer: int) -> None:
+    plain = model(layout)
+    ours = hubert.HubertFeatures(model(layout), layer, normalize=False)
+    for wave in clips():
+        captured: list[torch.Tensor] = []
+        handle = plain.encoder.layers[layer if layer < 0 else layer - 1].register_forward_hook(
+            lambda _m, _i, out, kept=captured: kept.append(out[0] if isinstance(out, tuple) else out)
+        )
+        with torch.inference_mode():
+            plain(torch.from_numpy(wave)[None])
+        handle.remove()
+        torch.testing.assert_close(ours([wave])[0], captured[0][0], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_padded_batch_equals_the_clips_alone(layout: str, normalize: bool) -> None:
+    features = hubert.HubertFeatures(model(layout), -1, normalize)
+    for together, wave in zip(features(clips()), clips(), strict=True):
+        alone = features([wave])[0]
+        assert together.shape == alone.shape == (hubert.frame_count(len(wave)), 32)
+        torch.testing.assert_close(together, alone, atol=5e-5, rtol=1e-4)
+
+
+def test_units_do_not_depend_on_the_batch() -> None:
+    features = hubert.HubertFeatures(model("base"), 2, normalize=True)
+    sample = torch.cat(features(clips()))
+    codebook = Codebook(sample[torch.randperm(len(sample), generator=torch.Generator().manual_seed(0))[:40]])
+    encoder = SpeechEncoder(features, codebook)
+    together = encoder.encode(clips())
+    ties = 0
+    for merged, wave in zip(together, clips(), strict=True):
+        alone = encoder.encode([wave])[0]
+        if merged.units.tolist() != alone.units.tolist():
+            ties += int((codebook.margins(features([wave])[0]) < 1e-4).sum())
+            assert ties, "units differ where no two centroids are equally near"
+    assert ties <= 1
+
+
+def test_saving_keeps_layer_and_normalisation(tmp_path: Path) -> None:
+    hubert.save(model("large"), tmp_path, layer=2, normalize=True)
+    loaded = hubert.HubertFeatures.load(tmp_path)
+    assert (loaded.layer, loaded.normalize, len(loaded.model.encoder.layers)) == (2, True, 2)
+    before = hubert.HubertFeatures(model("large"), 2, True)(clips())[0]
+    torch.testing.assert_close(loaded(clips())[0], before)
+
+
+def test_a_layer_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"encoder\.layer 9: the model has layers 1 to 3"):
+        hubert.HubertFeatures(model("base"), 9, False)
+
+
+def test_frames_of_another_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="hop of 160"):
+        hubert.scratch({**SMALL, "conv_stride": (5, 2, 2, 2, 2, 2, 1)}, seed=0)
+
+
+def test_the_published_frame_count() -> None:
+    assert hubert.frame_count(190_800) == 596  # fairseq's own golden file, SPEC 3.4
+    assert hubert.frame_count(1_600_000) == 4999
+
+
+def test_batches_hold_their_budget_and_every_clip_once() -> None:
+    lengths = [5, 100, 7, 7, 300, 1, 50]
+    batches = batches_by_length(lengths, 210)
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 210 for b in batches)

@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from speechgpt.speech.config import GeneratorSection
+from speechgpt.speech.units import merge
+from speechgpt.speech.vocoder import UnitVocoder, Vocoder, VocoderError
+
+SMALL = {"embedding_dim": 16, "upsample_initial_channel": 64, "istft_channels": 32, "istft_blocks": (2, 2)}
+SECTIONS = {
+    "hifigan": GeneratorSection(**SMALL, model_in_dim=16),
+    "istft": GeneratorSection(**SMALL, model_in_dim=16, head="istft"),
+    "hifigan, speakers": GeneratorSection(**SMALL, model_in_dim=32, speakers=3),
+    "istft, speakers": GeneratorSection(**SMALL, model_in_dim=32, speakers=3, head="istft"),
+}
+
+
+def vocoder(section: GeneratorSection, centroid_dimensions: int = 0) -> Vocoder:
+    torch.manual_seed(0)
+    model = UnitVocoder(section, 50, centroid_dimensions)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+        model.dur_predictor.proj.bias.fill_(1.2)
+    return Vocoder(model)
+
+
+def sequences() -> list[list[int]]:
+    draw = np.random.default_rng(0)
+    return [merge(draw.integers(50, size=n)).units.tolist() for n in (40, 1, 23, 7)]
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_batch_sounds_like_its_clips_alone(name: str) -> None:
+    made = vocoder(SECTIONS[name])
+    speaker = 2 if SECTIONS[name].speakers else None
+    for together, units in zip(made.synthesize(sequences(), speaker), sequences(), strict=True):
+        alone = made.synthesize([units], speaker)[0]
+        assert np.abs(alone).max() > 1e-3
+        np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_length_is_320_samples_a_frame(name: str) -> None:
+    made = vocoder(SECTIONS[name])
+    durations = [[3] * len(units) for units in sequences()]
+    for sound, units in zip(made.synthesize(sequences(), durations=durations), sequences(), strict=True):
+        assert len(sound) == 320 * 3 * len(units)
+    predicted = made.durations(sequences())
+    assert all((d >= 1).all() for d in predicted)
+    assert [len(s) for s in made.synthesize(sequences())] == [320 * int(d.sum()) for d in predicted]
+
+
+def test_saved_and_loaded_it_sounds_the_same(tmp_path: Path) -> None:
+    made = vocoder(SECTIONS["hifigan"])
+    before = made.synthesize(sequences())
+    made.save(tmp_path)
+    loaded = Vocoder.load(tmp_path)
+    assert not any("parametrizations" in name for name in loaded.model.state_dict())
+    for a, b in zip(before, loaded.synthesize(sequences()), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_fitted_to_another_codebook_it_speaks_its_units() -> None:
+    made = vocoder(SECTIONS["istft"], centroid_dimensions=12)
+    centroids = torch.randn(80, 12)
+    made.fit_codebook(centroids)
+    assert made.units == 80
+    whole = made.synthesize([[79, 3, 60]])[0]
+    # The same centroids in another order are the same sounds under other names.
+    made.fit_codebook(centroids.flip(0))
+    np.testing.assert_allclose(made.synthesize([[0, 76, 19]])[0], whole, atol=1e-6)
+
+
+def test_one_that_was_trained_for_one_codebook_says_so() -> None:
+    with pytest.raises(VocoderError, match="cannot be fitted"):
+        vocoder(SECTIONS["hifigan"]).fit_codebook(torch.randn(5, 12))
+
+
+def test_a_unit_outside_the_codebook_is_refused() -> None:
+    with pytest.raises(VocoderError, match="unit 50 is outside the vocoder's 50 units"):
+        vocoder(SECTIONS["hifigan"]).synthesize([[1, 50]])
+
+
+def test_no_units_are_no_sound() -> None:
+    made = vocoder(SECTIONS["hifigan"])
+    assert [len(s) for s in made.synthesize([[], [4], []])] == [0, 320 * int(made.durations([[4]])[0][0]), 0]
+
+
+def test_a_damaged_directory_is_named(tmp_path: Path) -> None:
+    made = vocoder(SECTIONS["hifigan"])
+    made.save(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(VocoderError, match="not a vocoder"):
+        Vocoder.load(tmp_path)
+
+
+def test_the_published_size() -> None:
+    """13.38 M parameters with K = 1000 and the weight norm folded (SPEC 4.4)."""
+    model = UnitVocoder(GeneratorSection(), 1000)
+    from speechgpt.speech.vocoder import fold_weight_norm
+
+    fold_weight_norm(model)
+    count = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("dur_predictor"))
+    assert round(count / 1e6, 2) == 13.38

@@ -1,0 +1,82 @@
+"""Recipes: what is wrong is said before any work starts, with the key and what would be right."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from speechgpt.recipe import RecipeError, load, shipped
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_recipes_load(name: str) -> None:
+    assert load(name).name == name
+
+
+def test_the_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
+    recipe = load("tiny")
+    (tmp_path / "resolved.yaml").write_text(recipe.yaml())
+    assert load(tmp_path / "resolved.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("encoder.layr=3", r"encoder\.layr: unknown key"),
+        ("stages.base.lora.ranc=3", r"stages\.base\.lora\.ranc: unknown key"),
+        ("stages.warmup.steps=3", r"stages\.warmup.*'base', 'adaptation', 'crossmodal' or 'chain'"),
+        ("codebook.clusters=one", r"codebook\.clusters: .*integer.*one"),
+        ("codebook.clusters=1", r"codebook\.clusters: .*greater than or equal to 2"),
+        ("stages.base.start_from=chain", r"stages\.base\.start_from: 'chain' is not an earlier stage"),
+        ("voices.answer=nobody", r"voices\.answer: 'nobody' is not one of"),
+        ("engine.precision=fp16", r"engine\.precision: fp16 needs GPUs"),
+        ("serving.language.max_ongoing_requests=1", r"serving\.language: .*would never scale"),
+        ("name=Two Words", "name: "),
+    ],
+)
+def test_what_is_wrong_is_named(override: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=rf"recipe tiny: .*{said}"):
+        load("tiny", (override,))
+
+
+@pytest.mark.parametrize("override", ["encoder.layer", "=3", "name.deep=3"])
+def test_an_override_of_another_form_is_quoted(override: str) -> None:
+    with pytest.raises(RecipeError, match=f"--set '{override}'"):
+        load("tiny", (override,))
+
+
+def test_later_overrides_win_and_values_are_yaml() -> None:
+    recipe = load("tiny", ("seed=2", "seed=3", "data.extra_manifests=[a.jsonl, b.parquet]", "codebook.clusters=40"))
+    assert (recipe.seed, recipe.codebook.clusters) == (3, 40)
+    assert recipe.data.extra_manifests == ("a.jsonl", "b.parquet")
+
+
+def _write(folder: Path, name: str, tree: dict[str, object]) -> Path:
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    return folder / f"{name}.yaml"
+
+
+def test_extends_merges_sections_and_replaces_values(tmp_path: Path) -> None:
+    _write(tmp_path, "middle", {"extends": "tiny", "seed": 5, "codebook": {"clusters": 40}})
+    child = _write(tmp_path, "child", {"extends": "middle", "name": "child", "codebook": {"iterations": 9}})
+    recipe, tiny = load(child), load("tiny")
+    assert (recipe.name, recipe.seed) == ("child", 5)
+    assert (recipe.codebook.clusters, recipe.codebook.iterations) == (40, 9)
+    assert recipe.codebook.frames == tiny.codebook.frames
+    assert recipe.stages == tiny.stages
+
+
+def test_extending_oneself_or_nothing_is_said(tmp_path: Path) -> None:
+    _write(tmp_path, "a", {"extends": "b"})
+    _write(tmp_path, "b", {"extends": "a"})
+    with pytest.raises(RecipeError, match="extends itself"):
+        load(tmp_path / "a.yaml")
+    with pytest.raises(RecipeError, match="nowhere.*no such file.*tiny"):
+        load(_write(tmp_path, "c", {"extends": "nowhere"}))
+
+
+@pytest.mark.parametrize(("text", "said"), [("- a\n", "mapping of sections"), ("a: [", "not YAML"), ("", "voices")])
+def test_files_that_are_no_recipe(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "odd.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=rf"odd\.yaml.*{said}"):
+        load(tmp_path / "odd.yaml")

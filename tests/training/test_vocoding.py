@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+
+from speechgpt.speech.codebook import Codebook
+from speechgpt.speech.config import GeneratorSection, VocoderTrainingSection
+from speechgpt.speech.vocoder import UnitVocoder
+from speechgpt.training.discriminators import Discriminators
+from speechgpt.training.vocoding import Recording, VocoderTrainer, duration_loss, log_mel, train
+
+SMALL = {
+    "embedding_dim": 16,
+    "model_in_dim": 16,
+    "upsample_initial_channel": 64,
+    "istft_channels": 64,
+    "istft_blocks": (1, 2),
+}
+TRAINING = {"batch": 4, "segment_units": 12, "discriminators": "stft", "learning_rate": 2e-3}
+CODEBOOK = Codebook(torch.eye(3))
+
+
+def recordings() -> list[Recording]:
+    """A tone for each unit, two frames of it at a time."""
+    made = []
+    for seed in range(6):
+        units = np.repeat(np.random.default_rng(seed).integers(3, size=15), 2)
+        phase = np.cumsum(np.repeat(np.array([250.0, 500.0, 1000.0])[units], 320)) / 16_000
+        made.append(Recording((0.3 * np.sin(2 * np.pi * phase)).astype(np.float32), np.eye(3, dtype=np.float16)[units]))
+    return made
+
+
+def trainer(steps: int, head: str = "istft", centroid_dimensions: int = 0, **training: object) -> VocoderTrainer:
+    torch.manual_seed(0)
+    section = VocoderTrainingSection(**{**TRAINING, "steps": steps, **training})
+    return VocoderTrainer(
+        UnitVocoder(GeneratorSection(**SMALL, head=head), 3, centroid_dimensions), [CODEBOOK], section
+    )
+
+
+@pytest.mark.parametrize("head", ["istft", "hifigan"])
+def test_spectra_come_nearer_with_training(head: str) -> None:
+    losses = list(train(trainer(40, head, adversarial_from=40), recordings().__getitem__, 6, seed=0))
+    assert np.mean([x["mel"] for x in losses[-5:]]) < 0.75 * np.mean([x["mel"] for x in losses[:5]])
+    assert losses[-1]["duration"] < losses[0]["duration"]
+
+
+def test_the_discriminators_join_at_their_step() -> None:
+    losses = list(train(trainer(4, adversarial_from=2), recordings().__getitem__, 6, seed=0))
+    assert ["adversarial" in x for x in losses] == [False, False, True, True]
+
+
+def test_resumed_equals_unbroken() -> None:
+    whole, first, second = (trainer(6, adversarial_from=3, centroid_dimensions=3) for _ in range(3))
+    unbroken = list(train(whole, recordings().__getitem__, 6, seed=0))
+    steps = train(first, recordings().__getitem__, 6, seed=0)
+    for _ in range(4):
+        next(steps)
+    second.restore(first.state())
+    resumed = list(train(second, recordings().__getitem__, 6, seed=0, first_step=4))
+    assert resumed == unbroken[4:]
+
+
+def test_published_discriminators_judge_any_length() -> None:
+    judged = Discriminators("hifigan")(torch.randn(2, 8960))
+    assert len(judged) == 8
+    assert [len(features) for _, features in judged] == [5] * 5 + [7] * 3
+
+
+def test_log_mel_peaks_at_the_tone() -> None:
+    wave = torch.sin(2 * torch.pi * 1000 * torch.arange(16_000) / 16_000)[None]
+    bands = log_mel(wave, 1024, 256, 80)[0].mean(1)
+    assert 20 < int(bands.argmax()) < 32
+
+
+def test_durations_of_padding_do_not_count() -> None:
+    made = trainer(1)
+    made.vocoder.eval()
+    table = made.table(CODEBOOK)
+    short, long = recordings()[0]._replace(frames=recordings()[0].frames[:4]), recordings()[1]
+    together = duration_loss(made.vocoder, table, CODEBOOK, [short, long])
+    alone = [duration_loss(made.vocoder, table, CODEBOOK, [r]) for r in (short, long)]
+    assert min(alone) <= together <= max(alone)
