@@ -11,6 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+
+# The same examples in every run, so that a run tells something about the change and not about the dice;
+# `HYPOTHESIS_PROFILE=default` throws them.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def _free_port() -> int:

@@ -29,16 +29,17 @@ def agreement(units: Sequence[int], phones: Sequence[str]) -> Agreement:
     if not len(units) or len(units) != len(phones):
         raise ValueError(f"{len(units)} units and {len(phones)} phones: one of each a frame is expected")
     names = {phone: index for index, phone in enumerate(sorted(set(phones)))}
-    joint = np.zeros((max(units) + 1, len(names)))
-    np.add.at(joint, (np.asarray(units), np.array([names[phone] for phone in phones])), 1 / len(units))
-    of_unit, of_phone = joint.sum(1), joint.sum(0)
+    counts = np.zeros((max(units) + 1, len(names)), np.int64)
+    np.add.at(counts, (np.asarray(units), np.array([names[phone] for phone in phones])), 1)
+    joint = counts / len(units)  # whole counts, divided once: one phone alone has uncertainty 0, not almost 0
+    of_unit, of_phone = counts.sum(1) / len(units), counts.sum(0) / len(units)
     there = joint > 0
     information = float((joint[there] * np.log(joint[there] / np.outer(of_unit, of_phone)[there])).sum())
     uncertainty = float(-(of_phone * np.log(of_phone)).sum())
     return Agreement(
         phone_purity=float(joint.max(1).sum()),
         cluster_purity=float(joint.max(0).sum()),
-        pnmi=information / uncertainty if uncertainty else 1.0,
+        pnmi=information / uncertainty if uncertainty > 0 else 1.0,
     )
 
 
