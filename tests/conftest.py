@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-
 # The same examples in every run, so that a run tells something about the change and not about the dice;
 # `HYPOTHESIS_PROFILE=default` throws them.
 settings.register_profile("same", derandomize=True, deadline=None)
