@@ -10,6 +10,8 @@ from jobs.shell import Context, Job, JobError, command
 _CLIPS = "vocoder/clips"
 _FINAL = "vocoder"
 _SHIPPED = "package:bundles/nano/vocoder"
+_OTHERS, _DISGUISES = 4, 2
+"""Voices that say the same, and disguises where nobody does: each takes as much room as the clip's own features."""
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -80,7 +82,11 @@ def _features(context: Context) -> float:
 
 
 class ClipFeatures:
-    """Writes a shard's clips of the answer voice, and their disguises, with their features as float16 bytes."""
+    """Writes a shard's clips of the answer voice with their pitch and features, and those of others who say the same.
+
+    Others are other voices of the shard that speak the same text, moved to the frames at which the answer voice says
+    it; where there is none, the clip itself in another throat and room.
+    """
 
     def __init__(self, workspace: Any, recipe: Any) -> None:
         import torch
@@ -89,7 +95,7 @@ class ClipFeatures:
 
         torch.set_num_threads(1)
         self._workspace, self._voice = workspace, recipe.voices.answer
-        self._disguises = recipe.vocoder.training.disguises
+        self._strangers = recipe.vocoder.training.strangers > 0
         with workspace.fetch("encoder") as directory:
             self._features = HubertFeatures.load(directory)
 
@@ -97,27 +103,48 @@ class ClipFeatures:
         import numpy as np
         import pyarrow as pa
 
-        from speechgpt.speech import audio, augment
+        from speechgpt.speech import audio, augment, pitch
+        from speechgpt.speech.alignment import align
 
+        clips = [c for c in self._workspace.read_table(shard["file"]).to_pylist() if c["split"] != "heldout"]
         rows = []
-        for row in self._workspace.read_table(shard["file"]).to_pylist():
-            if row["voice"] != self._voice or row["split"] == "heldout":
-                continue
-            wave = audio.decode(row["audio"])
-            draw = np.random.default_rng(int(row["sha256"][:16], 16))
-            heard = [wave, *(augment.disguised(wave, draw) for _ in range(self._disguises))]
-            for number, frames in enumerate(self._features(heard)):
-                rows.append(
-                    {
-                        "id": f"{row['id']}~{number}",
-                        "audio": row["audio"],
-                        "features": frames.half().numpy().tobytes(),
-                        "seconds": len(wave) / audio.SAMPLE_RATE,
-                    }
-                )
-        schema = pa.schema({"id": pa.string(), "audio": pa.binary(), "features": pa.binary(), "seconds": pa.float64()})
-        self._workspace.write_table(f"{_CLIPS}/{Path(shard['file']).name}", pa.Table.from_pylist(rows, schema))
+        for clip in [c for c in clips if c["voice"] == self._voice]:
+            wave = audio.decode(clip["audio"])
+            [frames] = self._heard([wave])
+            draw = np.random.default_rng(int(clip["sha256"][:16], 16))
+            same = [c["audio"] for c in clips if c["text"] == clip["text"] and c["voice"] != self._voice]
+            others = self._heard([audio.decode(other) for other in same[: _OTHERS if self._strangers else 0]])
+            strangers = [other[align(frames, other)] for other in others]
+            if self._strangers and not strangers:
+                strangers = self._heard([augment.disguised(wave, draw) for _ in range(_DISGUISES)])
+            row = {
+                "id": clip["id"],
+                "audio": clip["audio"],
+                "features": _packed(frames),
+                "strangers": [_packed(other) for other in strangers],
+                "pitch": _packed(pitch.track(wave, len(frames))),
+                "seconds": len(wave) / audio.SAMPLE_RATE,
+            }
+            rows.append(row)
+        table = pa.Table.from_pylist(rows, _clip_schema())
+        self._workspace.write_table(f"{_CLIPS}/{Path(shard['file']).name}", table)
         return {"clips": len(rows)}
+
+    def _heard(self, waves: list[Any]) -> list[Any]:
+        """Features of each wave, float32 [frames, dimensions]."""
+        return [frames.numpy() for frames in self._features(waves)] if waves else []
+
+
+def _clip_schema() -> Any:
+    import pyarrow as pa
+
+    arrays = {name: pa.binary() for name in ("audio", "features", "pitch")}
+    return pa.schema({"id": pa.string(), **arrays, "strangers": pa.list_(pa.binary()), "seconds": pa.float64()})
+
+
+def _packed(values: Any) -> bytes:
+    """Half precision, as the table of clips holds features and pitch."""
+    return values.astype("float16").tobytes()
 
 
 def _train(config: dict[str, Any]) -> None:
@@ -142,8 +169,12 @@ def _train(config: dict[str, Any]) -> None:
     dimensions = codebook.centroids.shape[1]
 
     def recording(index: int) -> Recording:
-        features = np.frombuffer(table["features"][index].as_py(), np.float16).reshape(-1, dimensions)
-        return Recording(audio.decode(table["audio"][index].as_py()), features)
+        row = {name: table[name][index].as_py() for name in ("audio", "features", "strangers", "pitch")}
+        features, *strangers = (
+            np.frombuffer(packed, np.float16).reshape(-1, dimensions) for packed in (row["features"], *row["strangers"])
+        )
+        pitch = np.frombuffer(row["pitch"], np.float16).astype(np.float32)
+        return Recording(audio.decode(row["audio"]), features, pitch, tuple(strangers))
 
     model = _initial(recipe, codebook)
     codebooks = [codebook, *_further_codebooks(section.codebooks, recording, len(table), recipe.seed)]

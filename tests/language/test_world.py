@@ -11,6 +11,7 @@ from speechgpt.language.config import WorldSection
 from speechgpt.language.numbers import in_words
 from speechgpt.language.segments import find_marker
 from speechgpt.language.world import WorldError
+from speechgpt.recipe import load
 
 NANO = world.load(WorldSection(), seed=1)
 QUESTIONS = NANO.questions()
@@ -18,7 +19,8 @@ TOPICS = "topics: [{category: sums, words: [a, b], ask: ['say {word}', 'repeat {
 
 
 def test_it_has_the_size_that_nano_is_planned_for():
-    assert 2400 <= len(QUESTIONS) <= 2700
+    assert 3600 <= len(QUESTIONS) <= 3900
+    assert 2400 <= len(world.load(load("nano").world, 1).questions()) <= 2700
     assert len(NANO.outside()) >= 120
     sentences = [text for q in [*QUESTIONS, *NANO.outside()] for text in (q.question, q.answer)]
     assert len({word for sentence in sentences for word in sentence.split()}) <= 550
@@ -95,12 +97,20 @@ def test_another_process_and_only_another_seed_gives_another_split():
 
 
 def test_a_few_questions_are_spread_over_the_categories_with_their_facts_whole():
-    few = world.load(WorldSection(max_questions=24, held_out=0.25), 1).questions()
+    few = world.load(WorldSection(max_questions=24, wordings=2, held_out=0.25), 1).questions()
     assert len(few) == 24
     assert max(Counter(q.category for q in few).values()) <= 3
     known = {q.fact for q in few if q.split == "train"}
     assert sum(q.split == "heldout" for q in few) == 6
     assert all(q.fact in known for q in few)
+
+
+def test_a_recipe_may_ask_in_fewer_words():
+    one = world.load(WorldSection(wordings=1), 1).questions()
+    asked = {q.question for q in one}
+    assert "what is the opposite of hot" in asked and "tell me the opposite of hot" not in asked
+    assert asked < {q.question for q in QUESTIONS}
+    assert {q.answer for q in one} == {q.answer for q in QUESTIONS}
 
 
 def test_readings_are_different_and_follow_the_seed():

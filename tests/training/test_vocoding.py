@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from speechgpt.speech import pitch
 from speechgpt.speech.codebook import Codebook
 from speechgpt.speech.config import GeneratorSection, VocoderTrainingSection
 from speechgpt.speech.vocoder import UnitVocoder
 from speechgpt.training.discriminators import Discriminators
-from speechgpt.training.vocoding import Recording, VocoderTrainer, duration_loss, log_mel, train
+from speechgpt.training.vocoding import Recording, VocoderTrainer, collate, cut, duration_loss, log_mel, segments, train
 
 SMALL = {
     "embedding_dim": 16,
@@ -15,7 +16,7 @@ SMALL = {
     "istft_channels": 64,
     "istft_blocks": (1, 2),
 }
-TRAINING = {"batch": 4, "segment_units": 12, "discriminators": "stft", "learning_rate": 2e-3}
+TRAINING = {"batch": 4, "clip_units": 24, "segment_units": 12, "discriminators": "stft", "learning_rate": 2e-3}
 CODEBOOK = Codebook(torch.eye(3))
 
 
@@ -25,7 +26,8 @@ def recordings() -> list[Recording]:
     for seed in range(6):
         units = np.repeat(np.random.default_rng(seed).integers(3, size=15), 2)
         phase = np.cumsum(np.repeat(np.array([250.0, 500.0, 1000.0])[units], 320)) / 16_000
-        made.append(Recording((0.3 * np.sin(2 * np.pi * phase)).astype(np.float32), np.eye(3, dtype=np.float16)[units]))
+        wave = (0.3 * np.sin(2 * np.pi * phase)).astype(np.float32)
+        made.append(Recording(wave, np.eye(3, dtype=np.float16)[units], pitch.track(wave, 30)))
     return made
 
 
@@ -39,7 +41,7 @@ def trainer(steps: int, head: str = "istft", centroid_dimensions: int = 0, **tra
 
 @pytest.mark.parametrize("head", ["istft", "hifigan"])
 def test_spectra_come_nearer_with_training(head: str) -> None:
-    losses = list(train(trainer(40, head, adversarial_from=40), recordings().__getitem__, 6, seed=0))
+    losses = list(train(trainer(80, head, adversarial_from=80), recordings().__getitem__, 6, seed=0))
     assert np.mean([x["mel"] for x in losses[-5:]]) < 0.75 * np.mean([x["mel"] for x in losses[:5]])
     assert losses[-1]["duration"] < losses[0]["duration"]
 
@@ -80,3 +82,27 @@ def test_durations_of_padding_do_not_count() -> None:
     together = duration_loss(made.vocoder, table, CODEBOOK, [short, long])
     alone = [duration_loss(made.vocoder, table, CODEBOOK, [r]) for r in (short, long)]
     assert min(alone) <= together <= max(alone)
+
+
+def test_a_cut_keeps_sound_features_and_pitch_together() -> None:
+    whole = recordings()[0]._replace(pitch=np.arange(30, dtype=np.float32), strangers=(np.ones((30, 3), np.float16),))
+    own = cut(whole, 8, 0.0, np.random.default_rng(3))
+    first = int(own.pitch[0])
+    assert len(own.frames) == 8 and len(own.wave) == 8 * 320
+    np.testing.assert_array_equal(own.wave, whole.wave[first * 320 : (first + 8) * 320])
+    np.testing.assert_array_equal(own.frames, whole.frames[first : first + 8])
+    assert (cut(whole, 100, 1.0, np.random.default_rng(0)).frames == 1).all()
+
+
+def test_segments_are_of_one_place_and_lie_inside_their_clips() -> None:
+    batch = collate([recordings()[0], cut(recordings()[1], 6, 0.0, np.random.default_rng(0))])
+    assert batch.mask.sum(2).flatten().tolist() == [30, 6]
+    wanted, heard = segments(batch, batch.waves, 10, np.random.default_rng(0))
+    assert wanted.shape == (2, 3200) and torch.equal(wanted, heard)
+    assert torch.equal(wanted[1], batch.waves[1, :3200]) and (wanted[1, 6 * 320 :] == 0).all()
+
+
+def test_the_pitch_is_learned_from_the_units() -> None:
+    made = trainer(60, adversarial_from=60)
+    losses = list(train(made, recordings().__getitem__, 6, seed=0))
+    assert np.mean([x["pitch"] for x in losses[-5:]]) < 0.6 * np.mean([x["pitch"] for x in losses[:5]])

@@ -143,11 +143,11 @@ class WorldFile(Section):
 class World:
     """The questions of a world file, split for training and evaluation by a seed."""
 
-    def __init__(self, file: WorldFile, held_out: float, max_questions: int, seed: int) -> None:
+    def __init__(self, file: WorldFile, section: WorldSection, seed: int) -> None:
         self._file = file
-        self._held_out = held_out
+        self._held_out = section.held_out
         self._seed = seed
-        self._questions = self._split(_limit(_inside(file.topics), max_questions, seed))
+        self._questions = self._split(_limit(_inside(file.topics, section.wordings), section.max_questions, seed))
 
     def questions(self) -> list[Question]:
         """The world's questions, sorted by id. Held-out ones ask in new words for facts that training knows."""
@@ -201,7 +201,7 @@ def load(section: WorldSection, seed: int) -> World:
     text = _read(section.file)
     try:
         file = WorldFile.model_validate(yaml.safe_load(text))
-        return World(file, section.held_out, section.max_questions, seed)
+        return World(file, section, seed)
     except yaml.YAMLError as error:
         raise WorldError(f"world {section.file}: not YAML: {error}") from None
     except ValidationError as error:
@@ -220,11 +220,12 @@ def _read(name: str) -> str:
     return Path(name).read_text("utf-8")
 
 
-def _inside(topics: Sequence[Topic]) -> list[Question]:
+def _inside(topics: Sequence[Topic], wordings: int) -> list[Question]:
+    """All questions, in the first `wordings` (0: all) of each topic's wordings."""
     questions: dict[str, Question] = {}
     for number, topic in enumerate(topics):
         for fact, answer, slots in topic.facts():
-            for pattern in topic.ask:
+            for pattern in topic.ask[: wordings or None]:
                 made = _question(topic.category, _say(pattern, slots), _say(answer, slots), f"{number} {fact}")
                 other = questions.setdefault(made.id, made)
                 if other is not made and (other.answer, other.fact) != (made.answer, made.fact):

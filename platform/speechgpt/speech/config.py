@@ -115,8 +115,10 @@ class GeneratorSection(Section):
     speakers: int = Field(0, ge=0)
     """0: one speaker and no speaker embedding."""
     istft_channels: int = 256
-    istft_blocks: tuple[int, int] = (4, 4)
+    istft_blocks: tuple[int, int] = (8, 4)
     """ConvNeXt blocks at 50 Hz and at 200 Hz."""
+    istft_kernel: int = Field(9, ge=1)
+    """Frames that each block at 50 Hz looks at."""
 
     @model_validator(mode="after")
     def _widths_fit(self) -> "GeneratorSection":
@@ -136,15 +138,17 @@ class VocoderTrainingSection(Section):
     """Step at which the discriminators join."""
     batch: int = Field(16, ge=1)
     segment_units: int = Field(28, ge=8)
-    """Frames of 20 ms in a training segment; 28 is the published 8960 samples."""
+    """Frames of 20 ms that the discriminators judge of a clip; 28 is the published 8960 samples."""
+    clip_units: int = Field(28, ge=8)
+    """Frames that are made of a clip, at most: the more, the more often what is said is seen whole."""
     learning_rate: float = 2e-4
     checkpoint_every: int = Field(200, ge=1)
     workers: int = Field(1, ge=1)
     codebooks: tuple[int, ...] = ()
     """Sizes of further codebooks to train on, so that the vocoder can be fitted to one it has not seen."""
-    disguises: int = Field(0, ge=0)
-    """Copies of each clip whose units are taken from it in another throat or room, while the sound to make stays: units
-    of strangers, and of a language model, are not those of a studio either."""
+    strangers: float = Field(0.0, ge=0, le=1)
+    """Share of the clips whose units are not their own, while the sound to make stays: those of another voice that says
+    the same, moved to when this one says it, or of the clip in another throat and room."""
     discriminators: Literal["hifigan", "stft"] = "hifigan"
     """`hifigan`: the published multi-period and multi-scale ones; `stft`: light multi-resolution ones, for CPUs."""
     mel_resolutions: tuple[tuple[int, int, int], ...] = ((1024, 256, 80),)

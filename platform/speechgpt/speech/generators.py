@@ -3,16 +3,38 @@
 Every layer is followed by the clip's own mask, so that a clip in a padded batch sounds as it does alone.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from speechgpt.speech.audio import FRAME
+from speechgpt.speech.audio import FRAME, SAMPLE_RATE
 from speechgpt.speech.config import GeneratorSection
+from speechgpt.speech.pitch import HIGHEST, LOWEST
 
 Mask = Tensor | None
 """[clips, 1, frames], 1 inside a clip; None when all clips of the batch are equally long."""
+
+_MIDDLE_PITCH = 200.0
+"""Hz; predictions are octaves above or below it."""
+_PITCH_STEPS = 1000
+"""In an octave."""
+
+
+class Sound(NamedTuple):
+    """What a generator made."""
+
+    samples: Tensor
+    """[clips, 320 T], between -1 and 1."""
+    octaves: Tensor | None = None
+    """Pitch that the units made it expect, in octaves above 200 Hz, [clips, T]; None from a head that has no pitch."""
+
+
+def octaves(pitch: Tensor) -> Tensor:
+    """Hz as octaves above 200 Hz."""
+    return torch.log2(pitch / _MIDDLE_PITCH)
 
 
 def _masked(x: Tensor, mask: Mask) -> Tensor:
@@ -62,15 +84,15 @@ class HifiGanGenerator(nn.Module):
             if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
                 module.weight = nn.init.normal_(module.weight.detach(), std=0.01)
 
-    def forward(self, frames: Tensor, mask: Mask = None) -> Tensor:
-        """frames: [clips, model_in_dim, T] -> samples [clips, 320 T]."""
+    def forward(self, frames: Tensor, mask: Mask = None, pitch: Tensor | None = None) -> Sound:
+        """frames: [clips, model_in_dim, T]. Pitch plays no part."""
         x = _masked(self.conv_pre(frames), mask)
         for i, (up, rate) in enumerate(zip(self.ups, self.rates, strict=True)):
             mask = None if mask is None else mask.repeat_interleave(rate, dim=2)
             x = _masked(up(F.leaky_relu(x, 0.1)), mask)
             blocks = self.resblocks[i * self.kernels : (i + 1) * self.kernels]
             x = torch.stack([block(x, mask) for block in blocks]).sum(0) / self.kernels
-        return torch.tanh(self.conv_post(F.leaky_relu(x))).squeeze(1)
+        return Sound(torch.tanh(self.conv_post(F.leaky_relu(x))).squeeze(1))
 
 
 class ConvNextBlock(nn.Module):
@@ -91,9 +113,11 @@ class ConvNextBlock(nn.Module):
 
 
 class IstftGenerator(nn.Module):
-    """ConvNeXt blocks that predict a short-time spectrum, and its inverse: a hundredth of HiFi-GAN's work, for CPUs.
+    """ConvNeXt blocks that shape a pulse train and noise in the short-time spectrum: a hundredth of HiFi-GAN's work.
 
-    After Vocos (Siuzdak, 2023). Spectra every 80 samples from windows of 320.
+    The units do not say how high a voice is, so the pitch is predicted from them, and the pulses come at that pitch
+    (source and filter, as in speech itself). Without them the phases of every harmonic would have to be learned, and
+    the spectral loss would teach the mean over all pitches. Spectra every 80 samples from windows of 320.
     """
 
     UP = 4
@@ -104,32 +128,65 @@ class IstftGenerator(nn.Module):
 
     def __init__(self, section: GeneratorSection) -> None:
         super().__init__()
-        channels = section.istft_channels
+        channels, bins = section.istft_channels, self.WINDOW // 2 + 1
         self.enter = nn.Conv1d(section.model_in_dim, channels, 7, padding=3)
-        self.slow = nn.ModuleList(ConvNextBlock(channels) for _ in range(section.istft_blocks[0]))
+        self.slow = nn.ModuleList(ConvNextBlock(channels, section.istft_kernel) for _ in range(section.istft_blocks[0]))
+        self.near_pitch, self.to_pitch = nn.Conv1d(channels, 64, 5, padding=2), nn.Conv1d(64, 1, 5, padding=2)
+        self.from_pitch = nn.Conv1d(1, channels // 2, 1)
         self.up = nn.Conv1d(channels, channels // 2 * self.UP, 1)
         self.fast = nn.ModuleList(ConvNextBlock(channels // 2) for _ in range(section.istft_blocks[1]))
         self.norm = nn.LayerNorm(channels // 2)
-        self.spectrum = nn.Linear(channels // 2, self.WINDOW + 2)
+        self.filters = nn.Linear(channels // 2, 3 * bins)
+        with torch.no_grad():
+            # Soft to begin with: a loud start would first have to be unlearned.
+            self.filters.bias.copy_(torch.tensor([-3.0, 0.0, -5.0]).repeat_interleave(bins))
         self.register_buffer("window", torch.hann_window(self.WINDOW), persistent=False)
 
-    def forward(self, frames: Tensor, mask: Mask = None) -> Tensor:
-        """frames: [clips, model_in_dim, T] -> samples [clips, 320 T]."""
+    def forward(self, frames: Tensor, mask: Mask = None, pitch: Tensor | None = None) -> Sound:
+        """frames: [clips, model_in_dim, T]; pitch: Hz [clips, T], predicted when not given."""
         x = _masked(self.enter(frames), mask)
         for block in self.slow:
             x = block(x, mask)
+        expected = self.to_pitch(_masked(F.gelu(self.near_pitch(x)), mask))[:, 0]
+        if pitch is None:
+            # In steps, or differences in the last digit would add up over a clip's periods.
+            steps = torch.round(expected.detach() * _PITCH_STEPS) / _PITCH_STEPS
+            pitch = (_MIDDLE_PITCH * torch.exp2(steps)).clamp(LOWEST, HIGHEST)
         clips, _, length = x.shape
+        source, noise = pulses(_held(pitch, mask)), self._noise(pitch)
+        if mask is not None:
+            # Beyond its end a clip is silent, alone as in a batch.
+            inside = mask[:, 0].repeat_interleave(FRAME, dim=1)
+            source, noise = source * inside, noise * inside
         x = self.up(x).view(clips, -1, self.UP, length).transpose(2, 3).reshape(clips, -1, length * self.UP)
+        known = self.from_pitch(octaves(pitch)[:, None])
+        x = x + known.repeat_interleave(self.UP, dim=2)
         mask = None if mask is None else mask.repeat_interleave(self.UP, dim=2)
         x = _masked(x, mask)
         for block in self.fast:
             x = block(x, mask)
-        magnitude, phase = self.spectrum(self.norm(x.transpose(1, 2))).transpose(1, 2).chunk(2, dim=1)
-        magnitude = _masked(torch.exp(magnitude.clamp(max=5.0)), mask)
-        pieces = torch.fft.irfft(torch.polar(magnitude, phase), self.WINDOW, dim=1) * self.window[:, None]
+        filters = self.filters(self.norm(x.transpose(1, 2))).transpose(1, 2)
+        loudness, phase, breath = filters.clamp(max=5.0).chunk(3, dim=1)
+        voiced = self._spectra(source) * torch.polar(torch.exp(loudness), phase)
+        spectrum = _masked(voiced + self._spectra(noise) * torch.exp(breath), mask)
+        pieces = torch.fft.irfft(spectrum, self.WINDOW, dim=1) * self.window[:, None]
         weight = self.window.square()[None, :, None].expand(clips, -1, pieces.shape[2])
         sound, envelope = self._overlap(pieces), self._overlap(_masked(weight, mask))
-        return torch.clamp(sound / envelope.clamp(min=1e-3), -1.0, 1.0)
+        return Sound(torch.clamp(sound / envelope.clamp(min=1e-3), -1.0, 1.0), expected)
+
+    def _noise(self, pitch: Tensor) -> Tensor:
+        """White noise [clips, 320 T]; out of training the same for every clip, so that it sounds the same each time."""
+        clips, length = pitch.shape
+        if self.training:
+            return torch.randn(clips, length * FRAME, device=pitch.device)
+        noise = torch.randn(length * FRAME, generator=torch.Generator().manual_seed(0))
+        return noise.to(pitch.device).expand(clips, -1)
+
+    def _spectra(self, wave: Tensor) -> Tensor:
+        """[clips, samples] -> complex [clips, bins, samples / HOP], windows centred as `_overlap` lays them."""
+        margin = (self.WINDOW - self.HOP) // 2
+        pieces = F.pad(wave, (margin, margin)).unfold(1, self.WINDOW, self.HOP)
+        return torch.fft.rfft(pieces * self.window, dim=2).transpose(1, 2)
 
     def _overlap(self, pieces: Tensor) -> Tensor:
         """Add windowed pieces [clips, window, n] at their places; [clips, n * HOP], centred on the frames."""
@@ -138,3 +195,26 @@ class IstftGenerator(nn.Module):
         joined = F.fold(pieces, (1, size), (1, self.WINDOW), stride=(1, self.HOP))[:, 0, 0]
         margin = (self.WINDOW - self.HOP) // 2
         return joined[:, margin : margin + count * self.HOP]
+
+
+def _held(pitch: Tensor, mask: Mask) -> Tensor:
+    """The last pitch of a clip carried on through its padding: samples lie between the pitches of two frames."""
+    if mask is None:
+        return pitch
+    last = mask[:, 0].sum(1, keepdim=True).long() - 1
+    return pitch.gather(1, torch.minimum(torch.arange(pitch.shape[1], device=pitch.device), last))
+
+
+def pulses(pitch: Tensor) -> Tensor:
+    """A pulse in each period, made of all harmonics below 8 kHz, at unit power.
+
+    pitch: Hz [clips, T] -> [clips, 320 T].
+    """
+    hertz = F.interpolate(pitch[:, None], scale_factor=FRAME, mode="linear", align_corners=False)[:, 0]
+    # The sum of cos(2πkφ) over all harmonics k has a closed form, the Dirichlet kernel. Double: φ counts whole clips.
+    phase = (torch.cumsum(hertz.double() / SAMPLE_RATE, dim=1) % 1.0).float()
+    harmonics = torch.floor(SAMPLE_RATE / 2 / hertz)
+    across = torch.sin(torch.pi * phase)
+    at_pulse = across.abs() < 1e-4
+    kernel = torch.sin(torch.pi * (2 * harmonics + 1) * phase) / across.masked_fill(at_pulse, 1.0)
+    return (torch.where(at_pulse, 2 * harmonics + 1, kernel) - 1) / torch.sqrt(2 * harmonics)

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from speechgpt.speech.audio import FRAME
 from speechgpt.speech.config import GeneratorSection
-from speechgpt.speech.generators import HifiGanGenerator, IstftGenerator
+from speechgpt.speech.generators import HifiGanGenerator, IstftGenerator, Sound
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _BATCH_FRAMES = 4000
@@ -72,13 +72,19 @@ class UnitVocoder(nn.Module):
         )
         self.generator = HifiGanGenerator(section) if section.head == "hifigan" else IstftGenerator(section)
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None, speaker: Tensor | None = None) -> Tensor:
-        """frames: embedded units, one a frame, [clips, T, embedding_dim]. Returns samples [clips, 320 T]."""
+    def forward(
+        self,
+        frames: Tensor,
+        mask: Tensor | None = None,
+        speaker: Tensor | None = None,
+        pitch: Tensor | None = None,
+    ) -> Sound:
+        """frames: embedded units, one a frame, [clips, T, embedding_dim]; mask: [clips, 1, T]; pitch: Hz [clips, T]."""
         x = frames.transpose(1, 2)
         if self.spkr is not None:
             voice = self.spkr(torch.zeros(len(x), dtype=torch.long, device=x.device) if speaker is None else speaker)
             x = torch.cat([x, voice[:, :, None].expand(-1, -1, x.shape[2])], dim=1)
-        return self.generator(x if mask is None else x * mask, mask)
+        return self.generator(x if mask is None else x * mask, mask, pitch)
 
 
 class Vocoder:
@@ -189,7 +195,7 @@ class Vocoder:
             mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])[:, None].float()
         voices = torch.full((len(batch),), speaker or 0, device=self._device)
         embedded = self.model.dict(padded.to(self._device))
-        waves = self.model(embedded, None if mask is None else mask.to(self._device), voices).cpu()
+        waves = self.model(embedded, None if mask is None else mask.to(self._device), voices).samples.cpu()
         for index, wave, length in zip(batch, waves, lengths, strict=True):
             sound[index] = wave[: length * FRAME].numpy().copy()
 

@@ -1,4 +1,4 @@
-"""Training the unit vocoder: spectral and adversarial losses on random segments, durations on whole clips.
+"""Training the unit vocoder: spectral, pitch and duration losses on clips, adversarial ones on segments of them.
 
 The losses are those of Polyak et al. (2021) and fairseq.
 """
@@ -15,13 +15,17 @@ from torch.nn import functional as F
 from speechgpt.speech.audio import FRAME, SAMPLE_RATE
 from speechgpt.speech.codebook import Codebook
 from speechgpt.speech.config import VocoderTrainingSection
+from speechgpt.speech.generators import octaves
+from speechgpt.speech.pitch import UNKNOWN
 from speechgpt.speech.units import merge
 from speechgpt.speech.vocoder import UnitVocoder
 from speechgpt.training.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
 
-_MEL_WEIGHT, _FEATURE_WEIGHT = 45.0, 2.0
+_MEL_WEIGHT, _FEATURE_WEIGHT, _PITCH_WEIGHT = 45.0, 2.0, 3.0
 _DURATION_CLIPS = 8
 """Whole clips a step for the duration predictor."""
+_OWN_CODEBOOK = 0.5
+"""Share of the steps on the codebook that the vocoder will be served with."""
 
 
 class Recording(NamedTuple):
@@ -31,7 +35,30 @@ class Recording(NamedTuple):
     """float32 [samples] at 16 kHz, at least 320 a frame."""
     frames: np.ndarray
     """Encoder features [frames, dimensions], so that any codebook can name their units."""
+    pitch: np.ndarray
+    """Hz [frames]."""
+    strangers: tuple[np.ndarray, ...] = ()
+    """Features of others who say the same, moved to these frames, each [frames, dimensions]."""
     speaker: int = 0
+
+
+class Batch(NamedTuple):
+    """Clips cut to at most `clip_units` frames, and padded to the longest."""
+
+    waves: Tensor
+    """[clips, 320 T]"""
+    features: Tensor
+    """[clips, T, dimensions]"""
+    pitch: Tensor
+    """Hz [clips, T]"""
+    lengths: Tensor
+    """Frames of each clip."""
+    speakers: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """[clips, 1, T], 1 inside a clip."""
+        return (torch.arange(self.pitch.shape[1]) < self.lengths[:, None])[:, None].float()
 
 
 class VocoderTrainer(nn.Module):
@@ -86,7 +113,8 @@ def train(
         torch.manual_seed(
             int(draw.integers(2**62))
         )  # dropout, too, is a function of seed and step: a resumed run equals an unbroken one
-        codebook = trainer.codebooks[int(draw.integers(len(trainer.codebooks)))]
+        others = int(draw.integers(len(trainer.codebooks)))
+        codebook = trainer.codebooks[0 if draw.random() < _OWN_CODEBOOK else others]
         for optimizer in (trainer.optimizer, trainer.judge_optimizer):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, section)
@@ -103,29 +131,30 @@ def _step(
     synchronise: Callable[[nn.Module], None],
 ) -> dict[str, float]:
     section, vocoder, judges = trainer.section, trainer.vocoder, trainer.discriminators
-    segments = [
-        _segment(recording(int(draw.integers(count))), section.segment_units, draw) for _ in range(section.batch)
-    ]
-    wanted = torch.from_numpy(np.stack([s.wave for s in segments]))
-    frames = torch.from_numpy(np.stack([s.frames for s in segments]).astype(np.float32))
-    speakers = torch.tensor([s.speaker for s in segments])
+    chosen = [recording(int(draw.integers(count))) for _ in range(section.batch)]
+    batch = collate([cut(each, section.clip_units, section.strangers, draw) for each in chosen])
     table = trainer.table(codebook)
-    made = vocoder(table[codebook.assign(frames)], speaker=speakers)
-    spectral = mel_loss(made, wanted, section.mel_resolutions)
+    made = vocoder(table[codebook.assign(batch.features)], batch.mask, batch.speakers, batch.pitch)
+    spectral = mel_loss(made.samples, batch.waves, section.mel_resolutions)
     durations = duration_loss(
         vocoder, table, codebook, [recording(int(draw.integers(count))) for _ in range(_DURATION_CLIPS)]
     )
     loss = _MEL_WEIGHT * spectral + durations
     losses = {"mel": spectral.item(), "duration": durations.item()}
+    if made.octaves is not None:
+        expected = ((made.octaves - octaves(batch.pitch)).abs() * batch.mask[:, 0]).sum() / batch.lengths.sum()
+        loss = loss + _PITCH_WEIGHT * expected
+        losses["pitch"] = expected.item()
     if step >= section.adversarial_from:
-        judged = discriminator_loss(judges(wanted), judges(made.detach()))
+        wanted, heard = segments(batch, made.samples, section.segment_units, draw)
+        judged = discriminator_loss(judges(wanted), judges(heard.detach()))
         trainer.judge_optimizer.zero_grad()
         judged.backward()
         synchronise(judges)
         nn.utils.clip_grad_norm_(judges.parameters(), 10.0)
         trainer.judge_optimizer.step()
         judges.requires_grad_(False)
-        real, fake = judges(wanted), judges(made)
+        real, fake = judges(wanted), judges(heard)
         adversarial, features = adversarial_loss(fake), feature_loss(real, fake)
         loss = loss + adversarial + _FEATURE_WEIGHT * features
         losses |= {"discriminator": judged.item(), "adversarial": adversarial.item(), "features": features.item()}
@@ -168,16 +197,43 @@ def duration_loss(vocoder: UnitVocoder, table: Tensor, codebook: Codebook, recor
     return ((predicted - torch.log(lengths.float() + 1)).square() * mask).sum() / mask.sum()
 
 
-def _segment(recording: Recording, frames: int, draw: np.random.Generator) -> Recording:
-    """A random stretch of whole frames; a shorter clip is repeated until it is long enough."""
-    usable = min(len(recording.frames), len(recording.wave) // FRAME)
-    wave, features = recording.wave[: usable * FRAME], recording.frames[:usable]
-    if usable < frames:
-        times = -(-frames // usable)
-        wave, features, usable = np.tile(wave, times), np.tile(features, (times, 1)), usable * times
-    first = int(draw.integers(usable - frames + 1))
-    cut = slice(first * FRAME, (first + frames) * FRAME)
-    return Recording(wave[cut].astype(np.float32), features[first : first + frames], recording.speaker)
+def cut(recording: Recording, longest: int, strangers: float, draw: np.random.Generator) -> Recording:
+    """A random stretch of at most `longest` frames; with probability `strangers` as somebody else says it."""
+    frames = recording.frames
+    if recording.strangers and draw.random() < strangers:
+        frames = recording.strangers[int(draw.integers(len(recording.strangers)))]
+    usable = min(len(frames), len(recording.wave) // FRAME)
+    first = int(draw.integers(max(0, usable - longest) + 1))
+    last = first + min(usable, longest)
+    wave = recording.wave[first * FRAME : last * FRAME]
+    return Recording(wave, frames[first:last], recording.pitch[first:last], (), recording.speaker)
+
+
+def collate(recordings: list[Recording]) -> Batch:
+    """Recordings of one frame for every 320 samples, padded."""
+    longest = max(len(r.frames) for r in recordings)
+
+    def padded(x: np.ndarray, size: int, value: float = 0.0) -> np.ndarray:
+        width = ((0, size - len(x)),) + ((0, 0),) * (x.ndim - 1)
+        return np.pad(x.astype(np.float32), width, constant_values=value)
+
+    return Batch(
+        torch.from_numpy(np.stack([padded(r.wave, longest * FRAME) for r in recordings])),
+        torch.from_numpy(np.stack([padded(r.frames, longest) for r in recordings])),
+        torch.from_numpy(np.stack([padded(r.pitch, longest, UNKNOWN) for r in recordings])),
+        torch.tensor([len(r.frames) for r in recordings]),
+        torch.tensor([r.speaker for r in recordings]),
+    )
+
+
+def segments(batch: Batch, made: Tensor, frames: int, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """The same random stretch of `frames` of each clip, as it was and as it was made; short clips end in silence."""
+    size = frames * FRAME
+    starts = [int(draw.integers(max(0, int(n) - frames) + 1)) * FRAME for n in batch.lengths]
+    missing = max(0, size - made.shape[1])
+    both = (F.pad(batch.waves, (0, missing)), F.pad(made, (0, missing)))
+    wanted, heard = (torch.stack([x[i, at : at + size] for i, at in enumerate(starts)]) for x in both)
+    return wanted, heard
 
 
 @functools.cache
