@@ -37,15 +37,6 @@ _REPLY_SECONDS = 120
 _STOP_SECONDS = 60
 _SHOWN_OUTPUT = 3000
 """Characters of the service's output in an error."""
-_HEADLINES = {
-    "recognition_wer": "recognition WER",
-    "answer_accuracy": "answers right",
-    "resynthesis_wer": "resynthesis WER (a recogniser's)",
-    "original_wer": "its WER on the originals",
-    "spoken_answer_wer": "spoken answer against its own text (WER)",
-    "format_validity": "replies well-formed",
-}
-_OTHERS = {"stranger": "voices never heard", "recording": "real recordings"}
 _STAGE_COLUMNS = {
     "typed_answer_accuracy": "typed answers right",
     "recognition_wer": "recognition WER",
@@ -208,14 +199,14 @@ def show_conversation(figures: dict[str, Any], said: Conversation, files: dict[s
     from rich.console import Console
     from rich.table import Table
 
-    metrics = Table("metric", "value", "95 % interval", title="held-out questions")
-    for name, score in measurements(figures["detail"]).items():
-        metrics.add_row(name, *_score(score))
+    from speechgpt.evaluation.summary import tables, written
+
     console = Console()
+    metrics, *_ = tables(figures["detail"])
     console.print(metrics)
     stages = Table("the model after", *_STAGE_COLUMNS.values(), title="stage by stage")
     for stage, scores in figures["detail"]["stages"].items():
-        stages.add_row(stage, *(_score(scores[key])[0] for key in _STAGE_COLUMNS))
+        stages.add_row(stage, *(written(scores[key])[0] for key in _STAGE_COLUMNS))
     console.print(stages)
     talk = Table.grid(padding=(0, 2))
     talk.add_row("asked aloud", f"{said.question!r}, by {said.speaker}")
@@ -226,25 +217,6 @@ def show_conversation(figures: dict[str, Any], said: Conversation, files: dict[s
     cpu = "" if cost.cpu is None else f", {cost.cpu / 60:.2f} CPU-minutes"
     talk.add_row("serving and asking", f"{cost.wall:.0f} s{cpu}")
     console.print(talk, soft_wrap=True)
-
-
-def measurements(detail: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """What the terminal shows of an evaluation: the headlines (voices that training heard), then everybody else."""
-    shown = {_HEADLINES.get(name, name): score for name, score in detail["intervals"].items()}
-    shown["“I do not know” to what lies outside"] = detail["outside_accuracy"]
-    for group, name in _OTHERS.items():
-        if scores := detail["groups"].get(group):
-            shown[f"recognition WER, {name}"] = scores["recognition_wer"]
-            if scores["answer_accuracy"]:
-                shown[f"answers right, {name}"] = scores["answer_accuracy"]
-    return shown
-
-
-def _score(score: dict[str, Any] | None) -> tuple[str, str]:
-    """A score's value and its interval."""
-    if score is None:
-        return "not measured", ""
-    return f"{score['value']:.3f}", f"{score['low']:.3f} to {score['high']:.3f}, n = {score['count']}"
 
 
 def _served_model(url: str) -> str:

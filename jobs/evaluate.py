@@ -25,7 +25,7 @@ from speechgpt.runtime.config import ResourcesSection
 from speechgpt.runtime.progress import Counter, Progress
 from speechgpt.runtime.tracking import Tracking
 from speechgpt.runtime.workspace import Workspace
-from speechgpt.speech.config import DataSection
+from speechgpt.speech.config import DataSection, VoiceSection
 
 if TYPE_CHECKING:
     from speechgpt.evaluation.examination import Clip
@@ -69,10 +69,15 @@ class Terms:
     resources: ResourcesSection = ResourcesSection()
     data: DataSection = DataSection()
     seed: int = 1
+    answer_voice: str = ""
+    voice: VoiceSection | None = None
+    """Of the answer voice, if it is a synthetic one."""
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Terms":
-        return cls(recipe.evaluation, recipe.generation, recipe.resources, recipe.data, recipe.seed)
+        name = recipe.voices.answer
+        spoken = (name, recipe.voices.questions.get(name))
+        return cls(recipe.evaluation, recipe.generation, recipe.resources, recipe.data, recipe.seed, *spoken)
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -109,6 +114,7 @@ def examine(
 
     from jobs.examiners import BundleListener
     from speechgpt.evaluation import scoring
+    from speechgpt.evaluation.listening import Listened
     from speechgpt.evaluation.metrics import Bootstrap
     from speechgpt.evaluation.report import Sample
     from speechgpt.language.script import spread
@@ -122,18 +128,30 @@ def examine(
     if not clips:
         raise JobError(f"none of the {len(utterances)} utterances can be decoded; the first: {unusable[0]}")
     judged = spread(scoring.headline(clips), terms.evaluation.judged_clips, terms.seed)
-    told = [clip for clip in judged if clip.text is not None]
+    apart = _by_voice(clips, terms)
+    listened = {clip.id: clip for clip in (*judged, *(clip for part in apart.values() for clip in part))}
+    told = [clip for clip in listened.values() if clip.text is not None]
     sounds = {utterance.id: utterance.sound for utterance in utterances}
     originals = listener.originals.remote({clip.id: sounds[clip.id] for clip in told})
     resynthesised = listener.spoken.remote({clip.id: clip.units for clip in told})
     examined = _examine_bundle(served, clips, terms, progress)
     spoken = {clip.id: examined.replies[clip.id].units for clip in judged if clip.id in examined.replies}
-    answers = listener.spoken.remote({name: units for name, units in spoken.items() if units})
+    answers = listener.spoken.remote({name: units for name, units in spoken.items() if units}, bool(apart))
+    texts = {name: examined.replies[name].text for name, units in spoken.items() if units}
+    said = listener.said.remote({n: t for n, t in texts.items() if t}, terms.voice, terms.seed) if apart else None
     table = _examine_stages(subjects, clips, terms, progress)
     progress.say("listening to the answers")
     original, again, aloud = ray.get([originals, resynthesised, answers])
-    heard = scoring.Heard(original.words, again.words, aloud.words)
-    figures = scoring.figures(clips, examined, heard, Bootstrap(terms.evaluation.bootstrap, terms.seed))
+    voice = ray.get(said) if said else Listened({}, {})
+    heard = scoring.Heard(original.words, again.words, aloud.words, voice.words)
+    bootstrap = Bootstrap(terms.evaluation.bootstrap, terms.seed)
+    figures = scoring.figures(clips, examined, heard, bootstrap, judged)
+    if apart:
+        quality = {"model": aloud.quality, "voice": voice.quality}
+        figures["detail"] |= {
+            "resynthesis": {name: scoring.resynthesis(part, heard, bootstrap) for name, part in apart.items()},
+            "answers_aloud": scoring.beside_the_voice(examined, heard, quality, bootstrap),
+        }
     figures["detail"] |= {"stages": table, "recogniser": ray.get(listener.recogniser.remote()), "unusable": unusable}
     ray.kill(listener)
     samples = [
@@ -149,6 +167,20 @@ def examine(
         if clip.id in examined.replies
     ]
     return figures, samples[:_SAMPLES]
+
+
+def _by_voice(clips: Sequence["Clip"], terms: Terms) -> dict[str, list["Clip"]]:
+    """The clips whose resynthesis is judged apart: of the answer voice, and of voices that no training heard."""
+    from speechgpt.language.script import spread
+
+    count = terms.evaluation.by_voice
+    if not count or terms.voice is None or terms.evaluation.recogniser == "none":
+        return {}
+    parts = {
+        "answer voice": [c for c in clips if c.group == "seen" and c.speaker == terms.answer_voice],
+        "voices never heard": [c for c in clips if c.group == "stranger"],
+    }
+    return {name: spread(members, count, terms.seed) for name, members in parts.items() if members}
 
 
 def _examine_bundle(served: Served, clips: Sequence["Clip"], terms: Terms, progress: Progress) -> "Examined":
@@ -362,7 +394,18 @@ def evaluate(
         return
     with verb(json) as answer:
         figures = evaluate_bundle(bundle, manifest, workspace, Progress(silent=json))
+        if not json:
+            _show(figures["detail"])
         answer(figures if json else {"figures": {k: v for k, v in figures.items() if k != "detail"}})
+
+
+def _show(detail: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from speechgpt.evaluation.summary import tables
+
+    for table in tables(detail):
+        Console().print(table)
 
 
 def _reads(recipe: Recipe, _argument: str | None) -> tuple[str, ...]:

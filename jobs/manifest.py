@@ -92,6 +92,7 @@ def prompts_of(recipe: Recipe) -> pa.Table:
         recipe.voices,
         held_out=recipe.evaluation.questions,
         seed=recipe.seed,
+        word_lists=made.word_lists(recipe.world.word_lists, recipe.seed),
     )
     return pa.Table.from_pylist([asdict(line) for line in lines], PROMPT_SCHEMA)
 

@@ -1,6 +1,14 @@
 from speechgpt.evaluation.examination import Clip, UnitLoss
 from speechgpt.evaluation.metrics import Bootstrap
-from speechgpt.evaluation.scoring import Examined, Heard, figures, headline, stage_figures
+from speechgpt.evaluation.scoring import (
+    Examined,
+    Heard,
+    beside_the_voice,
+    figures,
+    headline,
+    resynthesis,
+    stage_figures,
+)
 from speechgpt.language.answers import Answer
 
 CONTRACT = {
@@ -94,3 +102,27 @@ def test_a_stage_is_measured_on_what_it_was_asked():
     assert row["typed_answer_accuracy"]["value"] == 0.5
     assert row["unit_perplexity"]["value"] == 1.0
     assert row["answer_accuracy"] is None
+
+
+def test_not_knowing_what_it_could_know_is_counted():
+    clips = [clip("a"), clip("b"), clip("c", answer="i do not know", category="outside")]
+    replies = {"a": said("four"), "b": said("i do not know"), "c": said("i do not know")}
+    measured = figures(clips, Examined(replies=replies), Heard(), PLAIN)["detail"]
+    assert measured["inside_refusals"]["value"] == 0.5
+    assert measured["outside_accuracy"]["value"] == 1.0
+
+
+def test_the_headline_s_resynthesis_is_of_the_judged_clips_alone():
+    clips = [clip("a"), clip("b", "stranger")]
+    heard = Heard(original={"a": "two plus two", "b": "two plus two"}, resynthesised={"a": "two plus two", "b": "two"})
+    assert figures(clips, Examined(), heard, PLAIN, judged=clips[:1])["resynthesis_wer"] == 0.0
+    apart = resynthesis(clips[1:], heard, PLAIN)
+    assert (apart["original_wer"]["value"], apart["resynthesis_wer"]["value"]) == (0.0, 2 / 3)
+
+
+def test_answers_stand_beside_the_voice_that_says_the_same():
+    examined = Examined(replies={"a": said("it is four"), "b": said("it is five")})
+    heard = Heard(answers={"a": "it is for", "b": "it is five"}, said={"a": "it is four"})
+    beside = beside_the_voice(examined, heard, {"model": {"a": 3.0, "b": 4.0}, "voice": {"a": 4.5}}, PLAIN)
+    assert beside["model_wer"]["value"] == 1 / 3 and beside["voice_wer"]["value"] == 0.0
+    assert beside["model_quality"]["value"] == 3.5 and beside["voice_quality"]["value"] == 4.5

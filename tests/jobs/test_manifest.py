@@ -163,6 +163,12 @@ def test_the_script_gives_every_sentence_its_voices():
     assert Counter(p.voice for p in prompts if p.role == "reading")["mid"] == 4
 
 
+def test_word_lists_are_read_by_the_answer_voice_and_by_another():
+    prompts = script(QUESTIONS, [], VOICES, held_out=4, seed=1, word_lists=["one two", "three four"])
+    readers = [(p.text, p.voice == "mid") for p in prompts if p.role == "reading"]
+    assert sorted(readers) == sorted((text, own) for text in ("one two", "three four") for own in (True, False))
+
+
 def test_strangers_speak_held_out_questions_and_nothing_else():
     prompts = script(QUESTIONS, ["read this"], VOICES, held_out=4, seed=1)
     strangers = [prompt for prompt in prompts if prompt.voice == "other"]

@@ -119,6 +119,16 @@ def test_readings_are_different_and_follow_the_seed():
     assert NANO.readings(0, 1) == []
 
 
+def test_word_lists_hold_every_word_equally_often():
+    lists = NANO.word_lists(400, 1)
+    assert len(lists) == 400 and {len(text.split()) for text in lists} == {7}
+    often = Counter(word for text in lists for word in text.split())
+    assert set(often) == {word for q in [*QUESTIONS, *NANO.outside()] for word in f"{q.question} {q.answer}".split()}
+    assert max(often.values()) - min(often.values()) <= 1
+    assert lists == NANO.word_lists(400, 1) != NANO.word_lists(400, 2)
+    assert NANO.word_lists(0, 1) == []
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [

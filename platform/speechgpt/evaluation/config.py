@@ -12,6 +12,9 @@ class EvaluationSection(Section):
     """Held-out questions asked of each voice; 0 takes all."""
     judged_clips: int = Field(50, ge=0)
     """Clips an independent recogniser listens to, for each metric."""
+    by_voice: int = Field(0, ge=0)
+    """Clips of the answer voice, and as many of voices never heard, whose resynthesis is judged apart; and spoken
+    answers that are set beside the answer voice itself saying them. 0: none."""
     recogniser: Literal["whisper-tiny", "whisper-base", "none"] | str = "whisper-tiny"
     """A packaged recogniser, a CTranslate2 directory, or `none` (the judged metrics are then null)."""
     bootstrap: int = Field(1000, ge=0)

@@ -1,16 +1,19 @@
 """Speech to units and back, and the independent recogniser that listens to all of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from speechgpt.evaluation.examination import Clip
+from speechgpt.evaluation.quality import DnsMos
 from speechgpt.evaluation.recogniser import open_recogniser
 from speechgpt.speech import audio
+from speechgpt.speech.config import VoiceSection
 from speechgpt.speech.encoder import SpeechEncoder
 from speechgpt.speech.vocoder import Vocoder
+from speechgpt.speech.voices import Voice
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Listened:
 
     words: dict[str, str]
     sounds: dict[str, bytes]
+    quality: dict[str, float] = field(default_factory=dict)
+    """Predicted opinion from 1 to 5 (see `quality`), where it was asked for."""
 
 
 class Listener:
@@ -61,18 +66,26 @@ class Listener:
         """What the recogniser makes of the clips themselves: the least that any resynthesis can be blamed for."""
         return self._listen({name: audio.decode(sound) for name, sound in sounds.items()})
 
-    def spoken(self, units: Mapping[str, Sequence[int]]) -> Listened:
+    def spoken(self, units: Mapping[str, Sequence[int]], rated: bool = False) -> Listened:
         """Units through the vocoder, by clip id: resynthesis of a clip's own units, or a model's answer aloud."""
         names = list(units)
         waves = self._vocoder.synthesize([list(units[name]) for name in names]) if names else []
-        return self._listen(dict(zip(names, waves, strict=True)))
+        return self._listen(dict(zip(names, waves, strict=True)), rated)
+
+    def said(self, texts: Mapping[str, str], voice: VoiceSection, seed: int) -> Listened:
+        """Texts in a synthetic voice, by clip id: what the model's own voice is measured by."""
+        speaker = Voice(voice)
+        return self._listen({name: speaker.say(text, seed) for name, text in texts.items()}, rated=True)
 
     def recogniser(self) -> str | None:
         """Name of the recogniser, None if there is none."""
         return None if self._recogniser is None else self._recogniser.name
 
-    def _listen(self, waves: Mapping[str, np.ndarray]) -> Listened:
+    def _listen(self, waves: Mapping[str, np.ndarray], rated: bool = False) -> Listened:
         sounds = {name: audio.encode(wave, "flac") for name, wave in waves.items()}
         if self._recogniser is None:
             return Listened({}, sounds)
-        return Listened(dict(zip(waves, self._recogniser.transcribe(list(waves.values())), strict=True)), sounds)
+        words = dict(zip(waves, self._recogniser.transcribe(list(waves.values())), strict=True))
+        if not rated:
+            return Listened(words, sounds)
+        return Listened(words, sounds, dict(zip(waves, DnsMos().rate(list(waves.values())), strict=True)))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from speechgpt.evaluation.examination import Clip, UnitLoss
-from speechgpt.evaluation.metrics import Bootstrap, Score, exact_matches, perplexity, share, word_error_rate
+from speechgpt.evaluation.metrics import Bootstrap, Score, exact_matches, perplexity, ratio, share, word_error_rate
 from speechgpt.language.answers import Answer
 from speechgpt.language.world import OUTSIDE
 
@@ -17,6 +17,8 @@ class Heard:
     original: Mapping[str, str] = field(default_factory=dict)
     resynthesised: Mapping[str, str] = field(default_factory=dict)
     answers: Mapping[str, str] = field(default_factory=dict)
+    said: Mapping[str, str] = field(default_factory=dict)
+    """The model's answers as the answer voice itself says them."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,19 @@ def headline(clips: Sequence[Clip]) -> list[Clip]:
     return [clip for clip in clips if clip.group == "seen"] or list(clips)
 
 
-def figures(clips: Sequence[Clip], examined: Examined, heard: Heard, bootstrap: Bootstrap) -> dict[str, Any]:
-    """The contract's keys (numbers, or null where nothing could be measured) and `detail` with intervals and parts."""
-    main = headline(clips)
+def figures(
+    clips: Sequence[Clip], examined: Examined, heard: Heard, bootstrap: Bootstrap, judged: Sequence[Clip] | None = None
+) -> dict[str, Any]:
+    """The contract's keys (numbers, or null where nothing could be measured) and `detail` with intervals and parts.
+
+    judged: the clips whose resynthesis the headline is of; None: all that were listened to.
+    """
+    main, judged = headline(clips), clips if judged is None else judged
     scores = {
         "recognition_wer": _recognition(main, examined, bootstrap),
         "answer_accuracy": _accuracy(main, examined.replies, bootstrap),
-        "resynthesis_wer": _heard_wer(clips, heard.resynthesised, bootstrap),
-        "original_wer": _heard_wer(clips, heard.original, bootstrap),
+        "resynthesis_wer": _heard_wer(judged, heard.resynthesised, bootstrap),
+        "original_wer": _heard_wer(judged, heard.original, bootstrap),
         "spoken_answer_wer": _spoken(clips, examined, heard, "own", bootstrap),
         "format_validity": share([reply.well_formed for reply in examined.replies.values()], bootstrap),
     }
@@ -53,6 +60,7 @@ def figures(clips: Sequence[Clip], examined: Examined, heard: Heard, bootstrap: 
             for category, members in _by(_asked(main, examined.replies), "category").items()
         },
         "outside_accuracy": _plain(_accuracy([c for c in main if c.category == OUTSIDE], examined.replies, bootstrap)),
+        "inside_refusals": _plain(_refusals(main, examined.replies, bootstrap)),
         "unit_perplexity": _plain(_perplexity(clips, examined.losses, bootstrap)),
         "spoken_answer_wer_against_gold": _plain(_spoken(clips, examined, heard, "gold", bootstrap)),
         "cut_replies": sum(reply.finish == "length" for reply in examined.replies.values()),
@@ -102,6 +110,39 @@ def _asked(clips: Sequence[Clip], replies: Mapping[str, Answer]) -> list[Clip]:
 def _accuracy(clips: Sequence[Clip], replies: Mapping[str, Answer], bootstrap: Bootstrap) -> Score | None:
     asked = _asked(clips, replies)
     return share(exact_matches([c.answer or "" for c in asked], [replies[c.id].text for c in asked]), bootstrap)
+
+
+def resynthesis(clips: Sequence[Clip], heard: Heard, bootstrap: Bootstrap) -> dict[str, Any]:
+    """What the recogniser makes of these clips, and of the same clips through units and vocoder."""
+    return {
+        "original_wer": _plain(_heard_wer(clips, heard.original, bootstrap)),
+        "resynthesis_wer": _plain(_heard_wer(clips, heard.resynthesised, bootstrap)),
+    }
+
+
+def beside_the_voice(
+    examined: Examined, heard: Heard, quality: Mapping[str, Mapping[str, float]], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """The same answers spoken by the model and by the answer voice itself: how well understood, and how rated.
+
+    quality: predicted opinions of `model` and `voice`, by clip id.
+    """
+    both = sorted(set(heard.answers) & set(heard.said))
+    own = [examined.replies[name].text or "" for name in both]
+    return {
+        "model_wer": _plain(word_error_rate(own, [heard.answers[name] for name in both], bootstrap)),
+        "voice_wer": _plain(word_error_rate(own, [heard.said[name] for name in both], bootstrap)),
+    } | {
+        f"{who}_quality": _plain(ratio(list(rated.values()), [1.0] * len(rated), bootstrap))
+        for who, rated in quality.items()
+    }
+
+
+def _refusals(clips: Sequence[Clip], replies: Mapping[str, Answer], bootstrap: Bootstrap) -> Score | None:
+    """The share of what the model could know that it says it does not."""
+    refusals = {clip.answer for clip in clips if clip.category == OUTSIDE}
+    inside = [clip for clip in _asked(clips, replies) if clip.category != OUTSIDE]
+    return share([replies[clip.id].text in refusals for clip in inside], bootstrap) if refusals else None
 
 
 def _heard_wer(clips: Sequence[Clip], heard: Mapping[str, str], bootstrap: Bootstrap) -> Score | None:

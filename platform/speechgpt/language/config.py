@@ -42,6 +42,9 @@ class WorldSection(Section):
     """Share of the questions that no training sees."""
     readings: int = Field(300, ge=0)
     """General sentences, read aloud, for recognition and the vocoder."""
+    word_lists: int = Field(0, ge=0)
+    """Lists of the world's words in random order, read aloud: only who hears each word can write it down, and a voice
+    learns them all alike."""
 
 
 class InstructionsSection(Section):

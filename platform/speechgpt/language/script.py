@@ -42,14 +42,19 @@ class Prompt:
 
 
 def script(
-    questions: Sequence[Question], readings: Sequence[str], voices: VoicesSection, held_out: int, seed: int
+    questions: Sequence[Question],
+    readings: Sequence[str],
+    voices: VoicesSection,
+    held_out: int,
+    seed: int,
+    word_lists: Sequence[str] = (),
 ) -> list[Prompt]:
     """Everything that training and evaluation need to hear, sorted by id; the same for the same arguments.
 
     A training question is spoken by `voices.clips_per_question` voices that the seed draws. `held_out` questions (0:
     all of them), spread evenly over the categories, are spoken by every voice, the strangers among them. Each answer of
-    a training question is spoken once, by the answer voice; so is each reading, and a third of the readings by another
-    voice, too, so that recognition hears more than questions.
+    a training question is spoken once, by the answer voice; so is each reading and word list, and a third of the
+    readings and all lists by another voice, too, so that recognition hears more than questions.
     """
     train = sorted((q for q in questions if q.split == "train"), key=lambda q: q.id)
     unheard = spread([q for q in questions if q.split == "heldout"], held_out or None, seed)
@@ -63,7 +68,7 @@ def script(
         prompts += [_question(question, voice, stranger=False) for voice in speakers]
         prompts += [_question(question, voice, stranger=True) for voice in sorted(voices.held_out)]
     prompts += _answers(train, voices.answer)
-    prompts += _readings(readings, voices, seed)
+    prompts += _readings([*readings, *word_lists], [*readings[::3], *word_lists], voices, seed)
     return sorted(prompts, key=lambda prompt: prompt.id)
 
 
@@ -100,12 +105,13 @@ def _answers(questions: Iterable[Question], voice: str) -> list[Prompt]:
     return [_spoken("answer", text, voice, question.category) for text, question in first.items()]
 
 
-def _readings(texts: Sequence[str], voices: VoicesSection, seed: int) -> list[Prompt]:
+def _readings(texts: Sequence[str], twice: Sequence[str], voices: VoicesSection, seed: int) -> list[Prompt]:
+    """Texts by the answer voice, and those to be read twice by another one."""
     others = sorted(set(voices.questions) - {voices.answer})
     prompts = [_spoken("reading", text, voices.answer, "reading") for text in texts]
     if others:
         draw = random.Random(f"{seed}:readings")
-        prompts += [_spoken("reading", text, draw.choice(others), "reading") for text in texts[::3]]
+        prompts += [_spoken("reading", text, draw.choice(others), "reading") for text in twice]
     return prompts
 
 

@@ -19,6 +19,8 @@ from speechgpt.section import Section
 
 Split = Literal["train", "heldout"]
 OUTSIDE = "outside"
+_LIST = 7
+"""Words in a list."""
 
 
 class WorldError(ValueError):
@@ -170,6 +172,16 @@ class World:
         readings = self._file.readings
         every = [sentence for pattern in readings.patterns for sentence in _combinations(pattern, readings.slots)]
         return random.Random(seed).sample(every, min(n, len(every)))
+
+    def word_lists(self, n: int, seed: int) -> list[str]:
+        """`n` lists of seven of the world's words, dealt so that each comes about equally often."""
+        asked = [*self.questions(), *self.outside()]
+        words = sorted({word for q in asked for text in (q.question, q.answer) for word in text.split()})
+        draw = random.Random(seed)
+        dealt: list[str] = []
+        while len(dealt) < n * _LIST:
+            dealt += draw.sample(words, len(words))
+        return [" ".join(dealt[i * _LIST : (i + 1) * _LIST]) for i in range(n)]
 
     def _split(self, questions: Sequence[Question]) -> list[Question]:
         """Hold out the same share of every category, and leave each fact a wording in training if it has several."""

@@ -1,0 +1,41 @@
+"""How good speech would sound to people, predicted: DNSMOS P.835 (Reddy et al., 2022), overall, from 1 to 5."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+_SAMPLES = 144_160
+"""9.01 s at 16 kHz, which the network takes; a shorter clip is repeated until it is as long."""
+_OVERALL = np.poly1d([-0.06766283, 1.11546468, 0.04602535])
+"""From the network's own scale to that of the listeners (speechmos, `get_polyfit_val`)."""
+
+
+class DnsMos:
+    """The network that comes with the package speechmos. Raises ModuleNotFoundError if it is not installed."""
+
+    def __init__(self, threads: int = 1) -> None:
+        from onnxruntime import InferenceSession, SessionOptions
+
+        package = find_spec("speechmos")
+        if package is None or not package.submodule_search_locations:
+            raise ModuleNotFoundError("speechmos is not installed: pip install 'speechgpt-ray[judge]'")
+        options = SessionOptions()
+        options.intra_op_num_threads = threads
+        model = Path(package.submodule_search_locations[0], "dnsmos_models", "sig_bak_ovr.onnx")
+        self._session = InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+    def rate(self, waves: Sequence[np.ndarray]) -> list[float]:
+        """Of each wave (float32 [samples], 16 kHz, not empty), the mean over its stretches of 9 s."""
+        return [float(np.mean([self._stretch(piece) for piece in _stretches(wave)])) for wave in waves]
+
+    def _stretch(self, piece: np.ndarray) -> float:
+        [scores] = self._session.run(None, {"input_1": piece[None]})
+        return float(_OVERALL(scores[0, 2]))
+
+
+def _stretches(wave: np.ndarray) -> list[np.ndarray]:
+    repeated = np.tile(wave.astype(np.float32), -(-_SAMPLES // len(wave))) if len(wave) < _SAMPLES else wave
+    last = len(repeated) - _SAMPLES if len(wave) >= _SAMPLES else 0
+    return [np.ascontiguousarray(repeated[at : at + _SAMPLES], np.float32) for at in range(0, last + 1, 16_000)]
