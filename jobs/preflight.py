@@ -22,6 +22,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     from speechgpt.evaluation import recogniser
     from speechgpt.speech import teacher
     from speechgpt.speech.voices import Voice
+    from speechgpt.training import pretrained
 
     voices = {**recipe.voices.questions, **recipe.voices.held_out}
     for name, voice in voices.items():
@@ -32,9 +33,11 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield from _tried("encoder.training.teacher", teacher.check, recipe.encoder.training.teacher)
     if recipe.evaluation.recogniser != "none":
         yield from _tried("evaluation", recogniser.find, recipe.evaluation.recogniser)
+    if recipe.language.base.endswith((".gguf", pretrained.PACKAGED)):
+        yield from _tried("language.base", pretrained.locate, recipe.language.base)
     places = {"encoder.init": recipe.encoder.init, "language.base": recipe.language.base}
     for key, place in (places | {"vocoder.init": recipe.vocoder.init}).items():
-        if place.startswith(("/", "./", "../", "~")) and not Path(place).is_dir():
+        if place.startswith(("/", "./", "../", "~")) and not place.endswith(".gguf") and not Path(place).is_dir():
             yield f"{key}: {place}: no such directory"
 
 

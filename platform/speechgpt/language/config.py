@@ -15,7 +15,8 @@ class LanguageSection(Section):
     """The base model and how its vocabulary grows."""
 
     base: str = "scratch"
-    """`scratch`, a directory, s3:// or a Hugging Face name of a causal language model."""
+    """`scratch`, a directory, a .gguf file, s3:// or a Hugging Face name of a causal language model, or
+    `smollm2-135m-instruct` as it comes in a package."""
     architecture: dict = {}
     """LlamaConfig fields, for `scratch`."""
     text_vocabulary: int = Field(800, ge=260)

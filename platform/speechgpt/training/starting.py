@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from speechgpt.language.config import LanguageSection
 from speechgpt.language.embeddings import centroid_embeddings
@@ -14,6 +14,7 @@ from speechgpt.language.prompts import PromptFormat
 from speechgpt.language.scratch import train_tokenizer
 from speechgpt.language.segments import RELEASED_MARKERS, TAG_MARKERS
 from speechgpt.language.vocabulary import Vocabulary
+from speechgpt.training import pretrained
 from speechgpt.training.config import LoraSection
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def write_base(
 ) -> None:
     """Write the model that a recipe's first stage starts from: Hugging Face layout, tokenizer, prompt format.
 
-    base: a causal model's directory or Hugging Face name; None makes a LLaMA of `language.architecture` with random
+    base: as `pretrained.load` takes it; None makes a LLaMA of `language.architecture` with random
     weights and trains its tokenizer on the text of `rows` (SpeechInstruct strings). centroids: [units, dimensions].
     """
     torch.manual_seed(seed)
@@ -42,8 +43,7 @@ def write_base(
         architecture = LlamaConfig(**{**language.architecture, "vocab_size": len(tokenizer), **ids})
         model = AutoModelForCausalLM.from_config(architecture)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(base)
-        model = AutoModelForCausalLM.from_pretrained(base)
+        tokenizer, model = pretrained.load(base)
     vocabulary = Vocabulary.grow(tokenizer, len(centroids), language.markers)
     _grow_embeddings(model, vocabulary, language, centroids, seed)
     model.config.pad_token_id = model.generation_config.pad_token_id = vocabulary.pad
