@@ -7,6 +7,7 @@ dead units, how evenly the units are used, and units a second.
 import hashlib
 import tempfile
 from collections.abc import Sequence
+from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _KMEANS = "encoder/kmeans.safetensors"
 _REPORT = "reports/units.json"
+_SHIPPED = "package:bundles/nano/encoder/kmeans.safetensors"
 _FRAMES_A_SECOND = 50
 _TASK_SECONDS = 60.0
 """Sound that one task turns into frames."""
@@ -68,10 +70,14 @@ def run(context: Context) -> dict[str, Any]:
     for worker in actors:
         ray.kill(worker)
     frames = np.concatenate(features)[: recipe.codebook.frames]
-    context.progress.say(f"fitting {recipe.codebook.clusters} units on {len(frames)} frames of {len(clips)} clips")
-    book, report = codebook.fit(
-        frames, recipe.codebook.clusters, seed=recipe.seed, iterations=recipe.codebook.iterations
-    )
+    report: dict[str, Any] = {}
+    if recipe.codebook.init == "shipped":
+        book = codebook.Codebook.load(str(resources.files("speechgpt") / "bundles" / "nano" / "encoder"))
+    else:
+        context.progress.say(f"fitting {recipe.codebook.clusters} units on {len(frames)} frames of {len(clips)} clips")
+        book, report = codebook.fit(
+            frames, recipe.codebook.clusters, seed=recipe.seed, iterations=recipe.codebook.iterations
+        )
     report |= usage(book, features) | {"clips": len(clips), "speakers": len({clip.speaker for clip in clips})}
     with tempfile.TemporaryDirectory() as folder:
         workspace.write_bytes(_KMEANS, Path(book.save(folder)).read_bytes())
@@ -171,6 +177,7 @@ JOB = Job(
     run=run,
     reads=("manifest", "synthesize", "train-encoder"),
     sections=("codebook", "data"),
+    files=lambda recipe: [_SHIPPED] if recipe.codebook.init == "shipped" else [],
 )
 main = command(JOB)
 

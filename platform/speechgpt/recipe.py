@@ -51,6 +51,14 @@ class Recipe(Section):
     serving: ServingSection = ServingSection()
 
     @model_validator(mode="after")
+    def _codebook_is_the_encoder_s(self) -> "Recipe":
+        if self.codebook.init == "shipped" and self.encoder.init != "shipped":
+            raise ValueError(
+                "codebook.init: the shipped codebook is of the shipped encoder's frames; encoder.init is not"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stages_follow(self) -> "Recipe":
         seen: set[str] = set()
         for name, stage in self.stages.items():

@@ -13,7 +13,7 @@ from speechgpt.language.segments import find_marker
 from speechgpt.language.world import WorldError
 from speechgpt.recipe import load
 
-NANO = world.load(WorldSection(), seed=1)
+NANO = world.load(WorldSection(wordings="all"), seed=1)
 QUESTIONS = NANO.questions()
 TOPICS = "topics: [{category: sums, words: [a, b], ask: ['say {word}', 'repeat {word}'], answer: '{word}'}]\n"
 
@@ -88,16 +88,16 @@ def test_another_process_and_only_another_seed_gives_another_split():
     """Python's own hash differs from process to process; the split must not."""
     program = (
         "from speechgpt.language import world; from speechgpt.language.config import WorldSection;"
-        "print([q.id for q in world.load(WorldSection(), 1).questions() if q.split == 'heldout'])"
+        "print([q.id for q in world.load(WorldSection(wordings='all'), 1).questions() if q.split == 'heldout'])"
     )
     there = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     here = [q.id for q in QUESTIONS if q.split == "heldout"]
     assert there.strip() == str(here)
-    assert here != [q.id for q in world.load(WorldSection(), 2).questions() if q.split == "heldout"]
+    assert here != [q.id for q in world.load(WorldSection(wordings="all"), 2).questions() if q.split == "heldout"]
 
 
 def test_a_few_questions_are_spread_over_the_categories_with_their_facts_whole():
-    few = world.load(WorldSection(max_questions=24, wordings=2, held_out=0.25), 1).questions()
+    few = world.load(WorldSection(max_questions=24, held_out=0.25), 1).questions()
     assert len(few) == 24
     assert max(Counter(q.category for q in few).values()) <= 3
     known = {q.fact for q in few if q.split == "train"}
@@ -105,12 +105,12 @@ def test_a_few_questions_are_spread_over_the_categories_with_their_facts_whole()
     assert all(q.fact in known for q in few)
 
 
-def test_a_recipe_may_ask_in_fewer_words():
-    one = world.load(WorldSection(wordings=1), 1).questions()
-    asked = {q.question for q in one}
-    assert "what is the opposite of hot" in asked and "tell me the opposite of hot" not in asked
-    assert asked < {q.question for q in QUESTIONS}
-    assert {q.answer for q in one} == {q.answer for q in QUESTIONS}
+def test_a_recipe_may_ask_in_more_words():
+    few = {q.question: q.answer for q in world.load(WorldSection(), 1).questions()}
+    many = {q.question: q.answer for q in QUESTIONS}
+    assert "give me the opposite of hot" in many and "give me the opposite of hot" not in few
+    assert few.items() < many.items()
+    assert set(few.values()) == set(many.values())
 
 
 def test_readings_are_different_and_follow_the_seed():

@@ -37,8 +37,8 @@ class WorldSection(Section):
     """A shipped world, or a path to a YAML file of the same form."""
     max_questions: int = Field(0, ge=0)
     """0 takes all."""
-    wordings: int = Field(0, ge=0)
-    """How many wordings each topic asks its facts in, the first ones of its list; 0 takes all."""
+    wordings: Literal["few", "all"] = "few"
+    """`all` also asks in the wordings that topics name under `also`."""
     held_out: float = Field(0.1, gt=0, lt=1)
     """Share of the questions that no training sees."""
     readings: int = Field(300, ge=0)

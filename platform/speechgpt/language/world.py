@@ -70,6 +70,8 @@ class Topic(Section):
 
     category: str = Field(pattern=r"^[a-z]+$")
     ask: tuple[str, ...] = Field(min_length=1)
+    also: tuple[str, ...] = ()
+    """Further wordings, which a recipe may ask in, too."""
     answer: str
     numbers: NumbersSource | None = None
     table: dict[str, str] | None = None
@@ -149,7 +151,9 @@ class World:
         self._file = file
         self._held_out = section.held_out
         self._seed = seed
-        self._questions = self._split(_limit(_inside(file.topics, section.wordings), section.max_questions, seed))
+        self._questions = self._split(
+            _limit(_inside(file.topics, section.wordings == "all"), section.max_questions, seed)
+        )
 
     def questions(self) -> list[Question]:
         """The world's questions, sorted by id. Held-out ones ask in new words for facts that training knows."""
@@ -232,12 +236,11 @@ def _read(name: str) -> str:
     return Path(name).read_text("utf-8")
 
 
-def _inside(topics: Sequence[Topic], wordings: int) -> list[Question]:
-    """All questions, in the first `wordings` (0: all) of each topic's wordings."""
+def _inside(topics: Sequence[Topic], all_wordings: bool) -> list[Question]:
     questions: dict[str, Question] = {}
     for number, topic in enumerate(topics):
         for fact, answer, slots in topic.facts():
-            for pattern in topic.ask[: wordings or None]:
+            for pattern in topic.ask + topic.also * all_wordings:
                 made = _question(topic.category, _say(pattern, slots), _say(answer, slots), f"{number} {fact}")
                 other = questions.setdefault(made.id, made)
                 if other is not made and (other.answer, other.fact) != (made.answer, made.fact):
