@@ -33,6 +33,7 @@ def run(context: Context) -> dict[str, Any]:
     from jobs import ray_data
     from jobs.training_curves import training_curves
     from jobs.training_storage import forget_broken_run
+    from speechgpt.training.engine import multiplies_bf16
 
     name, recipe, workspace = _stage_name(context), context.recipe, context.workspace
     stage, engine = recipe.stages[name], recipe.engine
@@ -41,6 +42,8 @@ def run(context: Context) -> dict[str, Any]:
     blocks, digest, figures = _blocks(context, start)
     resources = {"CPU": engine.cpus_per_worker} | ({"GPU": engine.gpus_per_worker} if engine.gpus_per_worker else {})
     forget_broken_run(workspace, f"checkpoints/{name}/run", context.progress.say)
+    if engine.precision == "bf16" and not engine.gpus_per_worker and not multiplies_bf16():
+        context.progress.say("engine.precision: this CPU has no bfloat16 instructions; fp32 is many times faster on it")
     with training_curves(context, name, stage.steps) as curves:
         result = TorchTrainer(
             _train,

@@ -45,3 +45,9 @@ def test_parameters_are_counted_with_and_without_the_frozen():
     model[0].requires_grad_(False)
     assert engine.parameter_count(model) == 11
     assert engine.parameter_count(model, trainable=True) == 3
+
+
+def test_a_cpu_says_whether_it_has_bfloat16(monkeypatch):
+    for abilities, expected in (({"avx2": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=abilities: found)
+        assert engine.multiplies_bf16() is expected
