@@ -39,9 +39,11 @@ def trainer(steps: int, head: str = "istft", centroid_dimensions: int = 0, **tra
     )
 
 
-@pytest.mark.parametrize("head", ["istft", "hifigan"])
-def test_spectra_come_nearer_with_training(head: str) -> None:
-    losses = list(train(trainer(80, head, adversarial_from=80), recordings().__getitem__, 6, seed=0))
+@pytest.mark.parametrize(("head", "precision"), [("istft", "fp32"), ("istft", "bf16"), ("hifigan", "fp32")])
+def test_spectra_come_nearer_with_training(head: str, precision: str) -> None:
+    begun = trainer(80, head, adversarial_from=80, precision=precision)
+    losses = list(train(begun, recordings().__getitem__, 6, seed=0))
+    assert all(p.dtype == torch.float32 for p in begun.parameters())
     assert np.mean([x["mel"] for x in losses[-5:]]) < 0.75 * np.mean([x["mel"] for x in losses[:5]])
     assert losses[-1]["duration"] < losses[0]["duration"]
 

@@ -9,7 +9,9 @@ import numpy as np
 from speechgpt.evaluation.examination import Clip
 from speechgpt.evaluation.quality import DnsMos
 from speechgpt.evaluation.recogniser import open_recogniser
+from speechgpt.evaluation.unit_quality import unit_error_rate
 from speechgpt.speech import audio
+from speechgpt.speech.augment import noised
 from speechgpt.speech.config import VoiceSection
 from speechgpt.speech.encoder import SpeechEncoder
 from speechgpt.speech.vocoder import Vocoder
@@ -61,6 +63,19 @@ class Listener:
             for u, encoded in zip(heard, self._encoder.encode(waves), strict=True)
         ]
         return clips, unusable
+
+    def stability(self, sounds: Mapping[str, bytes], decibels: float, seed: int) -> dict[str, float]:
+        """By clip id, edits for each unit that noise at a signal-to-noise ratio of `decibels` makes; 0 at best."""
+        waves = {name: audio.decode(sound) for name, sound in sounds.items()}
+        noisy = [
+            noised(wave, decibels, np.random.default_rng((seed, place))).astype(np.float32)
+            for place, wave in enumerate(waves.values())
+        ]
+        quiet, loud = self._encoder.encode(list(waves.values())), self._encoder.encode(noisy)
+        return {
+            name: unit_error_rate(before.units.tolist(), after.units.tolist())
+            for name, before, after in zip(waves, quiet, loud, strict=True)
+        }
 
     def originals(self, sounds: Mapping[str, bytes]) -> Listened:
         """What the recogniser makes of the clips themselves: the least that any resynthesis can be blamed for."""

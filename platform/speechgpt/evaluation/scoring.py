@@ -4,8 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from speechgpt.evaluation.conversation import Timing
 from speechgpt.evaluation.examination import Clip, UnitLoss
-from speechgpt.evaluation.metrics import Bootstrap, Score, exact_matches, perplexity, ratio, share, word_error_rate
+from speechgpt.evaluation.metrics import (
+    Bootstrap,
+    Score,
+    exact_matches,
+    median,
+    perplexity,
+    ratio,
+    share,
+    word_error_rate,
+)
 from speechgpt.language.answers import Answer
 from speechgpt.language.world import OUTSIDE
 
@@ -135,6 +145,19 @@ def beside_the_voice(
     } | {
         f"{who}_quality": _plain(ratio(list(rated.values()), [1.0] * len(rated), bootstrap))
         for who, rated in quality.items()
+    }
+
+
+def mean(values: Mapping[str, float], bootstrap: Bootstrap) -> dict[str, Any] | None:
+    """Of figures by clip id."""
+    return _plain(ratio(list(values.values()), [1.0] * len(values), bootstrap))
+
+
+def waiting(timings: Sequence[Timing], bootstrap: Bootstrap) -> dict[str, Any]:
+    """Medians of the wait for the first sound (s), which comes when the answer is whole, and of wait over answer."""
+    return {
+        "first_audio": _plain(median([each.waited for each in timings], bootstrap)),
+        "real_time_factor": _plain(median([each.waited / each.answer for each in timings], bootstrap)),
     }
 
 

@@ -38,6 +38,11 @@ def measurements(detail: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
         shown[f"resynthesis WER, {name}"] = scores["resynthesis_wer"]
         shown[f"its WER on the originals, {name}"] = scores["original_wer"]
     shown |= {_ALOUD[name]: score for name, score in detail.get("answers_aloud", {}).items()}
+    if edits := detail.get("unit_edits_in_noise"):
+        shown["edits for each unit of a real recording in noise at 20 dB"] = edits
+    if alone := detail.get("alone"):
+        shown[f"median first audio in seconds, {alone['cores']} cores"] = alone["first_audio"]
+        shown[f"median real-time factor, {alone['cores']} cores"] = alone["real_time_factor"]
     return shown
 
 

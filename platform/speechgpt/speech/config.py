@@ -26,14 +26,18 @@ class DataSection(Section):
 class VoiceSection(Section):
     """One synthetic speaker."""
 
-    engine: Literal["hibari", "espeak", "piper", "flite", "tone"]
+    engine: Literal["hibari", "kokoro", "espeak", "piper", "flite", "tone"]
     """`tone` is not a voice: it spells letters as tones, instantly, for recipes that test the plumbing."""
     voice: str = "default"
-    """The engine's name of the voice, e.g. `en-us+f2` for espeak."""
+    """The engine's name of the voice, e.g. `en-us+f2` for espeak, `am_michael` for kokoro."""
     speed: tuple[float, float] = (1.0, 1.0)
     """Speaking rate, drawn uniformly for each clip."""
     pitch: tuple[float, float] = (0.0, 0.0)
     """Shift in semitones, drawn uniformly for each clip."""
+    share: float = Field(1.0, gt=0)
+    """How often it is drawn, relative to the others: a slow engine speaks less."""
+    examined: bool = True
+    """Whether it asks the held-out questions, too."""
 
 
 class VoicesSection(Section):
@@ -74,6 +78,8 @@ class EncoderTrainingSection(Section):
     batch_seconds: float = Field(40.0, gt=0)
     """Seconds of audio in one optimiser step of one worker."""
     learning_rate: float = 1e-3
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the products; weights and losses are fp32."""
     workers: int = Field(1, ge=1)
     checkpoint_every: int = Field(200, ge=1)
     augment: float = Field(0.7, ge=0, le=1)
@@ -144,6 +150,8 @@ class VocoderTrainingSection(Section):
     clip_units: int = Field(28, ge=8)
     """Frames that are made of a clip, at most: the more, the more often what is said is seen whole."""
     learning_rate: float = 2e-4
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the products; weights, spectra and losses are fp32."""
     checkpoint_every: int = Field(200, ge=1)
     workers: int = Field(1, ge=1)
     codebooks: tuple[int, ...] = ()

@@ -147,7 +147,8 @@ class IstftGenerator(nn.Module):
         x = _masked(self.enter(frames), mask)
         for block in self.slow:
             x = block(x, mask)
-        expected = self.to_pitch(_masked(F.gelu(self.near_pitch(x)), mask))[:, 0]
+        # What makes phases and spectra is float32, whatever the layers before it are trained in.
+        expected = self.to_pitch(_masked(F.gelu(self.near_pitch(x)), mask))[:, 0].float()
         if pitch is None:
             # In steps, or differences in the last digit would add up over a clip's periods.
             steps = torch.round(expected.detach() * _PITCH_STEPS) / _PITCH_STEPS
@@ -165,7 +166,7 @@ class IstftGenerator(nn.Module):
         x = _masked(x, mask)
         for block in self.fast:
             x = block(x, mask)
-        filters = self.filters(self.norm(x.transpose(1, 2))).transpose(1, 2)
+        filters = self.filters(self.norm(x.transpose(1, 2))).transpose(1, 2).float()
         loudness, phase, breath = filters.clamp(max=5.0).chunk(3, dim=1)
         voiced = self._spectra(source) * torch.polar(torch.exp(loudness), phase)
         spectrum = _masked(voiced + self._spectra(noise) * torch.exp(breath), mask)

@@ -134,7 +134,8 @@ def _step(
     chosen = [recording(int(draw.integers(count))) for _ in range(section.batch)]
     batch = collate([cut(each, section.clip_units, section.strangers, draw) for each in chosen])
     table = trainer.table(codebook)
-    made = vocoder(table[codebook.assign(batch.features)], batch.mask, batch.speakers, batch.pitch)
+    with torch.autocast("cpu", torch.bfloat16, enabled=section.precision == "bf16"):
+        made = vocoder(table[codebook.assign(batch.features)], batch.mask, batch.speakers, batch.pitch)
     spectral = mel_loss(made.samples, batch.waves, section.mel_resolutions)
     durations = duration_loss(
         vocoder, table, codebook, [recording(int(draw.integers(count))) for _ in range(_DURATION_CLIPS)]
