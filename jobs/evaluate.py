@@ -367,8 +367,8 @@ def manifest_utterances(manifest: str, limit: float) -> list["Utterance"]:
 
 
 def spoken_held_out(recipe: Recipe, workspace: Workspace, progress: Progress) -> list["Utterance"]:
-    """The recipe's held-out questions by every voice, in the same samples that its own pipeline judges, and its held-out
-    recordings, if they are here."""
+    """The recipe's held-out questions by every voice, in the same samples that its own pipeline judges, and its
+    held-out recordings, if they are here."""
     import pyarrow.compute as pc
 
     from jobs.manifest import prompts_of, sources
