@@ -128,9 +128,10 @@ def test_the_headline_s_resynthesis_is_of_the_judged_clips_alone():
 def test_answers_stand_beside_the_voice_that_says_the_same():
     examined = Examined(replies={"a": said("it is four"), "b": said("it is five")})
     heard = Heard(answers={"a": "it is for", "b": "it is five"}, said={"a": "it is four"})
-    beside = beside_the_voice(examined, heard, {"model": {"a": 3.0, "b": 4.0}, "voice": {"a": 4.5}}, PLAIN)
+    opinions = {"model": {"dnsmos": {"a": 3.0, "b": 4.0}}, "voice": {"dnsmos": {"a": 4.5}}}
+    beside = beside_the_voice(examined, heard, opinions, PLAIN)
     assert beside["model_wer"]["value"] == 1 / 3 and beside["voice_wer"]["value"] == 0.0
-    assert beside["model_quality"]["value"] == 3.5 and beside["voice_quality"]["value"] == 4.5
+    assert beside["model_dnsmos"]["value"] == 3.5 and beside["voice_dnsmos"]["value"] == 4.5
 
 
 def test_waits_are_medians_and_set_against_the_length_of_the_answer():

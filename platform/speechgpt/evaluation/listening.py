@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from speechgpt.evaluation.examination import Clip
-from speechgpt.evaluation.quality import DnsMos
+from speechgpt.evaluation.quality import raters
 from speechgpt.evaluation.recogniser import open_recogniser
 from speechgpt.evaluation.unit_quality import unit_error_rate
 from speechgpt.speech import audio
@@ -37,8 +37,8 @@ class Listened:
 
     words: dict[str, str]
     sounds: dict[str, bytes]
-    quality: dict[str, float] = field(default_factory=dict)
-    """Predicted opinion from 1 to 5 (see `quality`), where it was asked for."""
+    quality: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By rater, the predicted opinion from 1 to 5 (see `quality`), where it was asked for."""
 
 
 class Listener:
@@ -103,4 +103,6 @@ class Listener:
         words = dict(zip(waves, self._recogniser.transcribe(list(waves.values())), strict=True))
         if not rated:
             return Listened(words, sounds)
-        return Listened(words, sounds, dict(zip(waves, DnsMos().rate(list(waves.values())), strict=True)))
+        heard = list(waves.values())
+        quality = {name: dict(zip(waves, rater.rate(heard), strict=True)) for name, rater in raters().items()}
+        return Listened(words, sounds, quality)

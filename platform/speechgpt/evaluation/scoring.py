@@ -131,11 +131,14 @@ def resynthesis(clips: Sequence[Clip], heard: Heard, bootstrap: Bootstrap) -> di
 
 
 def beside_the_voice(
-    examined: Examined, heard: Heard, quality: Mapping[str, Mapping[str, float]], bootstrap: Bootstrap
+    examined: Examined,
+    heard: Heard,
+    quality: Mapping[str, Mapping[str, Mapping[str, float]]],
+    bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     """The same answers spoken by the model and by the answer voice itself: how well understood, and how rated.
 
-    quality: predicted opinions of `model` and `voice`, by clip id.
+    quality: predicted opinions of `model` and `voice`, by rater and clip id.
     """
     both = sorted(set(heard.answers) & set(heard.said))
     own = [examined.replies[name].text or "" for name in both]
@@ -143,8 +146,9 @@ def beside_the_voice(
         "model_wer": _plain(word_error_rate(own, [heard.answers[name] for name in both], bootstrap)),
         "voice_wer": _plain(word_error_rate(own, [heard.said[name] for name in both], bootstrap)),
     } | {
-        f"{who}_quality": _plain(ratio(list(rated.values()), [1.0] * len(rated), bootstrap))
-        for who, rated in quality.items()
+        f"{who}_{rater}": mean(rated, bootstrap)
+        for who, opinions in quality.items()
+        for rater, rated in opinions.items()
     }
 
 

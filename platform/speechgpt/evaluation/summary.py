@@ -18,8 +18,10 @@ _OTHERS = {"stranger": "voices never heard", "recording": "real recordings"}
 _ALOUD = {
     "model_wer": "spoken answer against its own text",
     "voice_wer": "the answer voice itself saying it",
-    "model_quality": "predicted quality of spoken answers (1 to 5)",
-    "voice_quality": "that of the answer voice",
+    "model_dnsmos": "predicted quality of spoken answers (DNSMOS, 1 to 5)",
+    "voice_dnsmos": "that of the answer voice (DNSMOS)",
+    "model_distillmos": "predicted quality of spoken answers (DistillMOS, 1 to 5)",
+    "voice_distillmos": "that of the answer voice (DistillMOS)",
 }
 
 
