@@ -15,8 +15,8 @@ class LanguageSection(Section):
     """The base model and how its vocabulary grows."""
 
     base: str = "scratch"
-    """`scratch`, a directory, a .gguf file, s3:// or a Hugging Face name of a causal language model, or
-    `smollm2-135m-instruct` as it comes in a package."""
+    """`scratch`, a directory, a .gguf file, s3:// or a Hugging Face name of a causal language model,
+    `smollm2-135m-instruct` as it comes in a package, or `shipped`: nano's own, with the units that it knows."""
     architecture: dict = {}
     """LlamaConfig fields, for `scratch`."""
     text_vocabulary: int = Field(800, ge=260)
