@@ -54,6 +54,18 @@ class Host:
 
         return fault
 
+    def sends_at_most(self, most: int) -> Fault:
+        """A part that is shorter than was asked for and ends as it should."""
+
+        def fault(handler: "Handler", content: bytes) -> bool:
+            start = int((handler.headers.get("range") or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+            part = content[start : start + most]
+            span = f"bytes {start}-{start + len(part) - 1}/{len(content)}"
+            handler.answer(206, part, {"content-range": span, "etag": handler.etag(content)})
+            return True
+
+        return fault
+
     def sends_without_length(self, bytes: int) -> Fault:
         """As HTTP/1.0 does: the body ends where the connection ends, here after so many bytes."""
 

@@ -102,7 +102,7 @@ def test_what_was_brought_before_a_failure_stays(mirror: Any, tmp_path: Path) ->
 def test_wrong_bytes_end_the_command(mirror: Any, tmp_path: Path) -> None:
     mirror.files["/v/g_1"] = b"x" * len(WEIGHTS)
     done = download("vocoder", "--to", tmp_path, "--mirror", mirror.url)
-    assert done.exit_code == 1 and SHA256 in done.stderr
+    assert done.exit_code == 1 and SHA256 in done.stderr and f"{mirror.url}/v/g_1" in done.stderr
     assert not [file for file in tmp_path.rglob("*") if "g_1" in file.name]
 
 

@@ -120,6 +120,14 @@ def test_a_part_of_another_file_is_not_taken(host: Any, transfer: Transfer, targ
     assert host.ranges == [None, "bytes=100000-", None]
 
 
+def test_a_part_that_ends_early_is_not_taken_for_the_rest(host: Any, transfer: Transfer, target: Path) -> None:
+    host.files[PATH] = CONTENT
+    host.faults[PATH] = [host.drops_after(100_000), host.sends_at_most(50_000)]
+    transfer.fetch([host.url + PATH], target, UNKNOWN)
+    assert target.read_bytes() == CONTENT
+    assert host.ranges == [None, "bytes=100000-", "bytes=150000-"]
+
+
 def test_wrong_bytes_are_deleted_and_fetched_anew(host: Any, transfer: Transfer, target: Path) -> None:
     host.files[PATH] = CONTENT
     host.faults[PATH] = [host.sends(OTHER)]

@@ -104,7 +104,8 @@ class Transfer:
         problems: list[str] = []
         for url in urls:
             try:
-                return self._from(url, target, expected)
+                # From here on the mirror's address: bytes of one mirror are not gone on with from another.
+                return self._from(self.mirror.url(url), target, expected)
             except TransferError as error:
                 problems.append(str(error))
         raise TransferError("\n".join(problems))
@@ -154,7 +155,7 @@ class Transfer:
                     raise TransferError(f"{url}: {error or type(error).__name__}") from None
                 problem = _problem(partial, expected, stated)
                 if problem is None:
-                    return _publish(partial, expected, stated, self.mirror.url(url))
+                    return _publish(partial, expected, stated, url)
                 wrong += 1
                 most = 0
                 if wrong == WRONG_ATTEMPTS:
@@ -172,7 +173,7 @@ class Transfer:
         if offset and (validator := partial.origin.get("validator")):
             headers["if-range"] = validator
         try:
-            with self._open(self.mirror.url(url), headers) as (response, stated):
+            with self._open(url, headers) as (response, stated):
                 self._receive(response, stated, url, partial, expected)
                 return stated
         except httpx.TransportError as error:
@@ -219,6 +220,9 @@ class Transfer:
                 counter.reach(partial.size / _MB)
                 if known and partial.size > known:
                     break
+        if known and partial.size < known:
+            # A host may send less than it was asked for and end properly (RFC 9110, 15.3.7).
+            raise _Cut(f"{partial.size} of {known} bytes came")
 
     @contextmanager
     def _open(self, url: str, headers: Mapping[str, str]) -> Iterator[tuple[httpx.Response, _Stated]]:
