@@ -39,7 +39,7 @@ def convert_adapter(source: str | Path, target: str | Path, dtype: torch.dtype |
         }
         save_file(written, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         # PEFT keeps a set, whose order is another in each process.
-        config.target_modules = sorted(config.target_modules)
+        config.target_modules = sorted(config.target_modules or ())
         config.save_pretrained(str(folder))
     return {
         "rank": config.r,

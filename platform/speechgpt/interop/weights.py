@@ -21,8 +21,8 @@ SHARD_BYTES = 5 << 30
 def find(directory: Path, names: Iterable[str]) -> list[Path]:
     """The files that hold a checkpoint's tensors: the first of `names` that is there, whole or as an index of shards.
 
-    names: `pytorch_model.bin`, say, whose shards `pytorch_model.bin.index.json` lists. Raises ConversionError naming what
-    is missing.
+    names: `pytorch_model.bin`, say, whose shards `pytorch_model.bin.index.json` lists. Raises ConversionError naming
+    what is missing.
     """
     names = list(names)
     if not directory.is_dir():
@@ -59,17 +59,12 @@ def read(file: Path) -> dict[str, torch.Tensor]:
         raise ConversionError(f"{file}: holds more than tensors, and was not opened further: {reason}") from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0]
-        raise ConversionError(
-            f"{file}: not a checkpoint of torch.save, or damaged ({reason}): fetch it again"
-        ) from None
-    odd = (
-        [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]
-        if isinstance(tensors, dict)
-        else ""
-    )
-    if not isinstance(tensors, dict) or odd:
-        held = f"{odd[0]!r} is no tensor" if odd else f"it holds a {type(tensors).__name__}"
-        raise ConversionError(f"{file}: a mapping of names to tensors is expected; {held}")
+        raise ConversionError(f"{file}: not written by torch.save, or damaged ({reason}): fetch it again") from None
+    if not isinstance(tensors, dict):
+        raise ConversionError(f"{file}: names with tensors are expected; it holds a {type(tensors).__name__}")
+    if odd := [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]:
+        held = type(tensors[odd[0]]).__name__
+        raise ConversionError(f"{file}: names with tensors are expected; {odd[0]!r} holds a {held}")
     return tensors
 
 

@@ -1,8 +1,8 @@
 """LLaMA's SentencePiece model as a tokenizer that needs no SentencePiece.
 
 Built here piece by piece, because what a version of transformers makes of `tokenizer.model` is not what transformers
-4.33 read with it: 5.x puts no space before a text that begins with one. Whatever is built is compared with SentencePiece
-itself before it is used.
+4.33 read with it: 5.x puts no space before a text that begins with one. Whatever is built is compared with
+SentencePiece itself before it is used.
 """
 
 from pathlib import Path
@@ -33,8 +33,8 @@ def read(directory: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer of `directory/tokenizer.model`, without any added token.
 
     It reads each text as transformers 4.33's slow LLaMA tokenizer reads a stretch between two added tokens: with one
-    space put before it. Raises FileNotFoundError, or SentencePieceError for a file that is not a byte-fallback BPE model
-    as LLaMA's is.
+    space put before it. Raises FileNotFoundError, or SentencePieceError for a file that is not a byte-fallback BPE
+    model as LLaMA's is.
     """
     file = Path(directory, FILE)
     if not file.is_file():
