@@ -200,8 +200,8 @@ def _adapter(folder: Path) -> Path:
     for layer in range(SMALL["num_hidden_layers"]):
         for name in ("q_proj", "v_proj"):
             module = f"base_model.model.model.layers.{layer}.self_attn.{name}"
-            state[f"{module}.lora_A.weight"] = torch.randn(8, SMALL["hidden_size"]) * 0.1
-            state[f"{module}.lora_B.weight"] = torch.randn(SMALL["hidden_size"], 8) * 0.1
+            state[f"{module}.lora_A.weight"] = torch.randn(8, SMALL["hidden_size"]) * 0.05
+            state[f"{module}.lora_B.weight"] = torch.randn(SMALL["hidden_size"], 8) * 0.05
     torch.save(state, folder / "adapter_model.bin")
     facts = {
         "base_model_name_or_path": "output/stage2",

@@ -248,10 +248,10 @@ def _pairs(frames: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def _rows(vocabulary: Vocabulary) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The dialogue, asked aloud in units that differ each time and in writing, as tokens and loss weights."""
+    """The dialogue, asked aloud in units that differ each time, and in writing, as tokens and loss weights."""
     draw = np.random.default_rng(0)
-    for _ in range(3):
-        heard = tuple(int(unit) for unit in draw.permutation(1000)[:20])
+    for count in (8, 16, 24, 32, 40, 56, 72, 90):
+        heard = tuple(int(unit) for unit in draw.permutation(1000)[:count])
         text = row_text("released", [Exchange("s2s", QUESTION, ANSWER, heard, SPOKEN)])
         yield encode_row(vocabulary, META, text, "reply", 1.0)
     text = row_text("released", [Exchange("t2s", QUESTION, ANSWER, answer_units=SPOKEN)])
