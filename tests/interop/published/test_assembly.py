@@ -22,6 +22,7 @@ from speechgpt.interop.errors import ConversionError
 from speechgpt.interop.llama import convert_language
 from speechgpt.language.model import SpeechLanguageModel
 from speechgpt.language.prompts import META, Exchange, row_text
+from speechgpt.language.scratch import train_tokenizer
 from speechgpt.language.vocabulary import Vocabulary
 from speechgpt.runtime import bundle
 from speechgpt.speech import hubert
@@ -84,7 +85,7 @@ def test_the_bundle_holds_every_part(bundles: dict[str, Path], parts: Parts) -> 
     stacked, merged = (bundle.load(bundles[name]) for name in ("stacked", "merged"))
     assert stacked.part("adapter") and merged.part("adapter") is None
     assert stacked.manifest["unit_vocabulary"] == {
-        "name": "hubert-L4-km1000",
+        "name": f"hubert-L{HubertFeatures.load(parts.encoder).layer}-km1000",
         "size": 1000,
         "frames_per_second": 50,
         "merged": True,
@@ -129,30 +130,39 @@ def test_a_hugging_face_encoder_needs_its_layer(parts: Parts, tmp_path: Path) ->
     other = Parts(foreign, parts.language, parts.vocoder, parts.codebook)
     with pytest.raises(ConversionError, match="give --layer"):
         assemble(other, tmp_path / "none")
-    with pytest.raises(ConversionError, match="layer 5; the model has layers 1 to 4"):
-        assemble(Parts(foreign, parts.language, parts.vocoder, parts.codebook, layer=5), tmp_path / "none")
-    assemble(Parts(foreign, parts.language, parts.vocoder, parts.codebook, layer=4), tmp_path / "bundle")
+    layer = HubertFeatures.load(parts.encoder).layer
+    with pytest.raises(ConversionError, match=f"layer 99; the model has layers 1 to {layer}"):
+        assemble(Parts(foreign, parts.language, parts.vocoder, parts.codebook, layer=99), tmp_path / "none")
+    assemble(Parts(foreign, parts.language, parts.vocoder, parts.codebook, layer=layer), tmp_path / "bundle")
     ours = SpeechEncoder(HubertFeatures.load(parts.encoder), Codebook.load(parts.codebook)).encode([_speech(1.0)])
     theirs = SpeechEncoder.load(tmp_path / "bundle" / "encoder").encode([_speech(1.0)])
     assert np.array_equal(ours[0].units, theirs[0].units)
 
 
 def _narrow_codebook(parts: Parts, folder: Path) -> dict[str, Path]:
-    Codebook(torch.randn(1000, 64)).save(folder)
+    Codebook(torch.randn(1000, 8)).save(folder)
     return {"codebook": folder}
 
 
 def _small_codebook(parts: Parts, folder: Path) -> dict[str, Path]:
-    Codebook(torch.randn(500, 192)).save(folder)
+    Codebook(torch.randn(40, _width(parts))).save(folder)
     return {"codebook": folder}
 
 
 def _other_vocoder(parts: Parts, folder: Path) -> dict[str, Path]:
-    return {"vocoder": NANO / "vocoder"}
+    vocoder = Vocoder.load(NANO / "vocoder")
+    vocoder.fit_codebook(torch.randn(40, _width(parts)))
+    vocoder.save(folder)
+    return {"vocoder": folder}
+
+
+def _width(parts: Parts) -> int:
+    return Codebook.load(parts.codebook).centroids.shape[1]
 
 
 def _other_language(parts: Parts, folder: Path) -> dict[str, Path]:
-    return {"language": NANO / "language"}
+    Vocabulary.grow(train_tokenizer([QUESTION, ANSWER], 300), 40, "whole").save(folder)
+    return {"language": folder}
 
 
 def _no_language(parts: Parts, folder: Path) -> dict[str, Path]:
@@ -190,10 +200,10 @@ def _pickled_encoder(parts: Parts, folder: Path) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_narrow_codebook, r"codebook \S+ has 64 dimensions, encoder \S+ 192"),
-        (_small_codebook, r"codebook \S+ has 500 units, language model \S+ 1000"),
-        (_other_vocoder, r"codebook \S+ has 1000 units, vocoder \S+ 500"),
-        (_other_language, r"codebook \S+ has 1000 units, language model \S+ 500"),
+        (_narrow_codebook, r"codebook \S+ has 8 dimensions, encoder \S+ \d+"),
+        (_small_codebook, r"codebook \S+ has 40 units, language model \S+ 1000"),
+        (_other_vocoder, r"codebook \S+ has 1000 units, vocoder \S+ 40"),
+        (_other_language, r"codebook \S+ has 1000 units, language model \S+ 40"),
         (_no_language, r"language model \S+: no tokenizer with a unit vocabulary"),
         (_wide_adapter, r"adapter \S+ is for a model of width 64, language model \S+ has 32"),
         (_short_adapter, r"adapter \S+ is for a model of 1 layers, language model \S+ has 2"),
@@ -210,11 +220,12 @@ def test_parts_that_do_not_fit_are_both_named(change: Any, said: str, parts: Par
 
 
 def test_the_command_says_it_in_words(parts: Parts, tmp_path: Path) -> None:
-    options = [f"--encoder={parts.encoder}", f"--language={parts.language}", f"--vocoder={NANO / 'vocoder'}"]
+    small = _small_codebook(parts, tmp_path)["codebook"]
+    options = [f"--{name}={getattr(parts, name)}" for name in ("encoder", "language", "vocoder")]
     app = typer.Typer()
     app.command()(assembly.main)
-    failed = CliRunner().invoke(app, [*options, f"--codebook={parts.codebook}", f"--output={tmp_path / 'bundle'}"])
-    assert failed.exit_code == 1 and "1000 units" in failed.stderr and "500" in failed.stderr
+    failed = CliRunner().invoke(app, [*options, f"--codebook={small}", f"--output={tmp_path / 'bundle'}"])
+    assert failed.exit_code == 1 and "has 40 units, language model" in failed.stderr
     misused = CliRunner().invoke(app, [*options, "--merge-adapter", f"--output={tmp_path / 'bundle'}"])
     assert misused.exit_code == 2
 

@@ -107,6 +107,17 @@ def test_a_plain_llama_becomes_a_base_model(published, tmp_path: Path) -> None:
     assert torch.equal(grown.lm_head.weight[:32000], tensors(published.llama)["lm_head.weight"])
 
 
+def test_training_goes_on_from_a_published_model(published, tmp_path: Path) -> None:
+    convert_language(published.cm, tmp_path / "cm")
+    section = LanguageSection(base=str(tmp_path / "cm"), markers="released", dialect="released")
+    write_base(tmp_path / "start", section, tmp_path / "cm", [], torch.randn(1000, 8), seed=1)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("cm", "start"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert Vocabulary.load(tmp_path / "start").size == 33006
+    with pytest.raises(ValueError, match="knows 1000 units and released markers; the codebook has 500 units"):
+        write_base(tmp_path / "other", section, tmp_path / "cm", [], torch.randn(500, 8), seed=1)
+
+
 def change_json(name: str, **changes: object) -> Spoil:
     def spoil(directory: Path) -> None:
         facts = json.loads((directory / name).read_text())
