@@ -36,7 +36,9 @@ def write_base(
 
     base: as `pretrained.load` takes it; None makes a LLaMA of `language.architecture` with random
     weights and trains its tokenizer on the text of `rows` (SpeechInstruct strings). A directory with a unit vocabulary,
-    such as a converted SpeechGPT, is taken as it is; ValueError if it knows other units. centroids: [units, dimensions].
+    such as a converted SpeechGPT, is taken as it is; ValueError if it knows other units.
+
+    centroids: [units, dimensions].
     """
     torch.manual_seed(seed)
     if base is not None and Path(base, UNIT_VOCABULARY).is_file():
