@@ -36,7 +36,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     if recipe.language.base.endswith((".gguf", pretrained.PACKAGED)):
         yield from _tried("language.base", pretrained.locate, recipe.language.base)
     places = {"encoder.init": recipe.encoder.init, "language.base": recipe.language.base}
-    for key, place in (places | {"vocoder.init": recipe.vocoder.init}).items():
+    places |= {"vocoder.init": recipe.vocoder.init, "codebook.init": recipe.codebook.init}
+    for key, place in places.items():
         if place.startswith(("/", "./", "../", "~")) and not place.endswith(".gguf") and not Path(place).is_dir():
             yield f"{key}: {place}: no such directory"
 

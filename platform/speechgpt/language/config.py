@@ -1,8 +1,8 @@
 """Recipe sections of the language room."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from speechgpt.section import Section
 
@@ -62,12 +62,30 @@ class InstructionsSection(Section):
     """Share of chain-of-modality rows that join two dialogues."""
 
 
-class GenerationSection(Section):
-    """Decoding. `released` preset: 0.7 / 50 / 0.8; paper: 0.8 / 60 / 0.8 (SPEC 0, 1.5). Temperature 0 is greedy."""
+PRESETS: dict[str, dict[str, float]] = {
+    # What the published console really calls; its `min_new_tokens` 10 has no effect there, for want of an end token.
+    "released": {"temperature": 0.7, "top_k": 50, "top_p": 0.8, "max_new_tokens": 2048},
+    # The paper's, which the console keeps in an unused constant (there with 1024 tokens).
+    "paper": {"temperature": 0.8, "top_k": 60, "top_p": 0.8, "max_new_tokens": 2048},
+}
+"""Decoding as published (SPEC 0, 1.5, 2.5)."""
 
+
+class GenerationSection(Section):
+    """Decoding. Temperature 0 is greedy."""
+
+    preset: Literal["released", "paper"] = "released"
+    """Where the values come from that are not given one by one: released 0.7 / 50 / 0.8, paper 0.8 / 60 / 0.8."""
     temperature: float = Field(0.7, ge=0)
     top_k: int = Field(50, ge=0)
     top_p: float = Field(0.8, gt=0, le=1)
     max_new_tokens: int = Field(2048, ge=1)
     max_text_tokens: int = Field(256, ge=1)
     """Tokens outside `<sosp>…<eosp>` before an answer is cut."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_preset(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(name := given.get("preset"), str) and name in PRESETS:
+            return PRESETS[name] | given
+        return given

@@ -101,8 +101,9 @@ class EncoderSection(Section):
 
 
 class CodebookSection(Section):
-    init: Literal["fit", "shipped"] = "fit"
-    """`shipped`: that of the shipped encoder, so that a part can be trained anew beside others that know its units."""
+    init: str = "fit"
+    """`fit`; `shipped`, that of the shipped encoder, so that a part can be trained anew beside others that know its
+    units; or a directory with `kmeans.safetensors`, such as a published codebook that was converted."""
     clusters: int = Field(500, ge=2, le=32767)
     frames: int = Field(100_000, ge=100)
     """Frames sampled from the corpus for the fit."""
