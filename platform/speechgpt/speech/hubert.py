@@ -138,7 +138,7 @@ def scratch(architecture: dict, seed: int) -> HubertModel:
     config = HubertConfig(**{"layerdrop": 0.0, "mask_time_prob": 0.0, **architecture})
     if (hop := int(np.prod(config.conv_stride))) != FRAME:
         raise ValueError(f"encoder.architecture.conv_stride: a hop of {hop} samples; units are {FRAME} samples (20 ms)")
-    if (field := _receptive_field(config)) != MIN_SAMPLES:
+    if (field := receptive_field(config)) != MIN_SAMPLES:
         raise ValueError(
             f"encoder.architecture.conv_kernel: frames of {field} samples; HuBERT's are {MIN_SAMPLES} (25 ms)"
         )
@@ -165,7 +165,7 @@ def _band_filters(count: int, length: int) -> torch.Tensor:
     return (filters / filters.norm(dim=1, keepdim=True))[:, None]
 
 
-def _receptive_field(config: HubertConfig) -> int:
+def receptive_field(config: HubertConfig) -> int:
     """Samples that one frame is made from."""
     hops = np.cumprod([1, *config.conv_stride[:-1]])
     return 1 + int(sum((kernel - 1) * hop for kernel, hop in zip(config.conv_kernel, hops, strict=True)))

@@ -65,7 +65,7 @@ class UnitVocoder(nn.Module):
         super().__init__()
         self.section, self.units, self.centroid_dimensions = section, units, centroid_dimensions
         self.dict = nn.Embedding(units, section.embedding_dim)
-        self.dur_predictor = DurationPredictor(section.embedding_dim)
+        self.dur_predictor = DurationPredictor(section.embedding_dim) if section.durations else None
         self.spkr = nn.Embedding(section.speakers, section.embedding_dim) if section.speakers else None
         self.from_centroids = (
             CentroidEmbedding(centroid_dimensions, section.embedding_dim) if centroid_dimensions else None
@@ -149,7 +149,14 @@ class Vocoder:
 
     @torch.inference_mode()
     def durations(self, units: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Predicted frames of each merged unit: clamp(round(exp(y) - 1), min 1). int64 arrays."""
+        """Predicted frames of each merged unit: clamp(round(exp(y) - 1), min 1). int64 arrays.
+
+        Raises VocoderError for a unit outside the codebook, or if this vocoder does not predict durations.
+        """
+        if self.model.dur_predictor is None:
+            raise VocoderError(
+                "this vocoder does not predict durations; give them, or synthesize units of one frame each"
+            )
         codes = [self._checked(u) for u in units]
         length = max((len(c) for c in codes), default=0)
         padded = torch.stack([F.pad(c, (0, length - len(c))) for c in codes])
@@ -167,13 +174,20 @@ class Vocoder:
     ) -> list[np.ndarray]:
         """Speech of each sequence of merged units: float32 [samples] at 16 kHz, 320 a frame; empty for no units.
 
-        durations: frames of each unit; predicted when not given. Raises VocoderError for a unit outside the codebook.
+        durations: frames of each unit; when not given they are predicted, and by a vocoder that cannot, each unit is
+        one frame. Raises VocoderError for a unit outside the codebook.
         """
         sound = [np.zeros(0, np.float32) for _ in units]
         spoken = [i for i, u in enumerate(units) if len(u)]
         if not spoken:
             return sound
-        lengths = self.durations([units[i] for i in spoken]) if durations is None else [durations[i] for i in spoken]
+        lengths: Sequence[Sequence[int] | np.ndarray]
+        if durations is not None:
+            lengths = [durations[i] for i in spoken]
+        elif self.model.dur_predictor is None:
+            lengths = [np.ones(len(units[i]), np.int64) for i in spoken]
+        else:
+            lengths = self.durations([units[i] for i in spoken])
         frames = {
             i: self._checked(units[i]).repeat_interleave(torch.as_tensor(np.asarray(d), dtype=torch.long))
             for i, d in zip(spoken, lengths, strict=True)
