@@ -88,7 +88,7 @@ def assemble(parts: Parts, output: Path, merge_adapter: bool = False) -> "tuple[
     (CodebookError, VocoderError, BundleError).
     """
     from speechgpt.interop.weights import appearing
-    from speechgpt.language.vocabulary import Vocabulary, VocabularyError
+    from speechgpt.language.vocabulary import Vocabulary
     from speechgpt.runtime import bundle
     from speechgpt.runtime.tracking import revision
     from speechgpt.speech.encoder import SpeechEncoder
@@ -97,11 +97,16 @@ def assemble(parts: Parts, output: Path, merge_adapter: bool = False) -> "tuple[
     for path in (parts.encoder, parts.language, parts.vocoder, parts.adapter):
         if path is not None and not path.is_dir():
             raise ConversionError(f"{path}: no such directory")
+    for name in ("config.json", "tokenizer.json"):
+        # Of a directory without them transformers would make some tokenizer or other.
+        if not (parts.language / name).is_file():
+            raise ConversionError(
+                f"language model {parts.language}: no {name}; take a published model through `speechgpt convert` first"
+            )
     try:
         vocabulary = Vocabulary.load(parts.language)
     except (OSError, ValueError) as error:
-        kind = "" if isinstance(error, VocabularyError) else "no tokenizer with a unit vocabulary: "
-        raise ConversionError(f"language model {parts.language}: {kind}{error}") from None
+        raise ConversionError(f"language model {parts.language}: {error}") from None
     with tempfile.TemporaryDirectory() as folder:
         chosen = {"encoder": Path(folder, "encoder"), "language": parts.language, "vocoder": parts.vocoder}
         _encoder(parts, chosen["encoder"])

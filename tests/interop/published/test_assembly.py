@@ -204,7 +204,7 @@ def _pickled_encoder(parts: Parts, folder: Path) -> dict[str, Path]:
         (_small_codebook, r"codebook \S+ has 40 units, language model \S+ 1000"),
         (_other_vocoder, r"codebook \S+ has 1000 units, vocoder \S+ 40"),
         (_other_language, r"codebook \S+ has 1000 units, language model \S+ 40"),
-        (_no_language, r"language model \S+: no tokenizer with a unit vocabulary"),
+        (_no_language, r"language model \S+: no tokenizer\.json; take a published model"),
         (_wide_adapter, r"adapter \S+ is for a model of width 64, language model \S+ has 32"),
         (_short_adapter, r"adapter \S+ is for a model of 1 layers, language model \S+ has 2"),
         (_no_vocoder, r"gone: no such directory"),
