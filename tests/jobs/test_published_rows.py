@@ -206,7 +206,7 @@ def write_large_file(file: Path) -> None:
     draw = random.Random(1)
 
     def units(count: int) -> str:
-        return "<sosp>" + "".join(f"<{draw.randrange(1000)}>" for _ in range(count)) + "<eosp>"
+        return "<sosp>" + "".join(f"<{unit}>" for unit in draw.sample(range(1000), count)) + "<eosp>"
 
     speech = [units(120) for _ in range(100)]
     rows = []

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from itertools import pairwise
+from operator import eq
 from typing import Literal
 
 import yaml
@@ -65,7 +65,7 @@ class RowFilter:
             found.append("over_block")
         if on.unit_range and any(max(units) >= self.units for units in speech):
             found.append("unit_range")
-        if on.repeated_units and any(left == right for units in speech for left, right in pairwise(units)):
+        if on.repeated_units and any(any(map(eq, units, units[1:])) for units in speech):
             found.append("repeated_units")
         return found
 
