@@ -191,7 +191,7 @@ def test_clips_of_any_length_become_units_where_the_recipe_says_how(workspace, t
     sounds = {"long": speech(4.3), "short": speech(0.8, 1), "stereo": np.stack([speech(3, 2), speech(3, 3)], axis=1)}
     for name, sound in sounds.items():
         soundfile.write(tmp_path / f"{name}.wav", sound, 16000, subtype="FLOAT")
-    soundfile.write(tmp_path / "silent.wav", np.zeros(16000 * 3, np.float32), 16000)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16000, np.float32), 16000)
     recordings(workspace, *(tmp_path / f"{name}.wav" for name in [*sounds, "silent"]))
     shards = plan(workspace, 2.0)
 

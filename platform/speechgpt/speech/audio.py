@@ -5,9 +5,12 @@ import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import soundfile
 
 SAMPLE_RATE = 16_000
 FRAME = 320
@@ -131,7 +134,7 @@ def _mono_blocks(path: Path) -> Iterator[np.ndarray]:
             with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 cut_off = _missing_bytes(data)
             resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE, 1, dtype="float32")
-            while len(block := file.read(_BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)):
+            while len(block := _next_block(file, read, _BLOCK_SECONDS * file.samplerate)):
                 if not np.isfinite(block).all():
                     raise AudioError("not_finite", "the file has NaN or infinite samples")
                 read += len(block)
@@ -147,6 +150,18 @@ def _mono_blocks(path: Path) -> Iterator[np.ndarray]:
         if read:
             raise AudioError("unreadable", f"after {read} samples: {error}") from None
         yield decode(path)
+
+
+_MP3_LEAD = 16 * 1152
+"""Samples (16 frames) that an MP3 decoder needs to be itself again: soundfile seeks after each read."""
+
+
+def _next_block(file: "soundfile.SoundFile", at: int, samples: int) -> np.ndarray:
+    """float32 [up to samples, channels] from sample `at` on, where the file stands."""
+    lead = min(at, _MP3_LEAD) if file.format == "MP3" else 0
+    if lead:
+        file.seek(at - lead)
+    return file.read(lead + samples, dtype="float32", always_2d=True)[lead:]
 
 
 def _check_sound(samples: int, peak: float) -> None:
