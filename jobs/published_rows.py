@@ -48,6 +48,27 @@ def plan(files: Sequence[str], size: int = RANGE_BYTES) -> Iterator[PublishedPar
             raise JobError(f"instructions.published: {said}") from None
 
 
+def check(file: str) -> None:
+    """Raise JobError unless the file is there and its first row can be read."""
+    from speechgpt.interop.speech_instruct import PublishedRowError, form_of, read_line
+
+    try:
+        number, line = next(_first_lines(file))
+        read_line(line, form_of(file))
+    except StopIteration:
+        raise JobError(f"instructions.published: {file} is empty") from None
+    except PublishedRowError as error:
+        raise JobError(f"instructions.published: {error.at(file, number)}") from None
+
+
+def _first_lines(file: str) -> Iterator[tuple[int, bytes]]:
+    from speechgpt.runtime.line_ranges import read
+
+    for each in plan([file], 1):
+        for _, lines in read(file, [each.range]):
+            yield from lines
+
+
 def names(files: Sequence[str]) -> list[str]:
     """A name for each file, from its own, and different from the others'."""
     found: list[str] = []

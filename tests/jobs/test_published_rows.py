@@ -155,6 +155,21 @@ def test_a_missing_file_is_named(tmp_path):
         list(published_rows.plan([str(tmp_path / "none.jsonl")]))
 
 
+def test_a_pipeline_looks_at_the_first_row_before_it_begins(tmp_path):
+    (rows, *_) = corpus(tmp_path)
+    published_rows.check(str(rows))
+    empty, array = tmp_path / "empty.jsonl", tmp_path / "array.json"
+    empty.write_text("\n\n")
+    array.write_text("\n[{}]\n")
+    for file, complaint in (
+        (empty, "is empty"),
+        (array, r"array\.json, line 2: .*jq"),
+        (tmp_path / "no.txt", r"no\.txt"),
+    ):
+        with pytest.raises(JobError, match=rf"instructions\.published: .*{complaint}"):
+            published_rows.check(str(file))
+
+
 def test_a_stage_that_changes_its_block_or_mixture_changes_published_rows_alone():
     plain, published = load("tiny"), recipe_of("a.txt")
     assert published_rows.sections(plain) == ()
@@ -249,7 +264,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     write_large_file(large)
     with large.open("rb") as whole:
         small.write_bytes(b"".join(whole.readline() for _ in range(18_000)))
-    command = ["nice", sys.executable, "-c", MEASURE, str(large), str(small), str(tmp_path)]
+    command = [sys.executable, "-c", MEASURE, str(large), str(small), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     after_small, after_large = (int(kilobytes) / 1024 for kilobytes in done.stdout.split())
     rows = sum(pq.read_metadata(file).num_rows for file in (tmp_path / "run" / ROWS).glob("*.parquet"))
