@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from speechgpt.section import Section
 
@@ -48,9 +48,41 @@ class WorldSection(Section):
     learns them all alike."""
 
 
+class FiltersSection(Section):
+    """Which published rows are refused.
+
+    Each reason is counted in `instructions/report.json`, with a few ids; `instructions/refused.parquet` has the ids of
+    all. Rows whose markers are broken are always refused."""
+
+    harmful: bool = True
+    """Insults, violence, sexual content, self-harm, crime: the word and pattern lists of `language/row_filter.yaml`."""
+    personal: bool = True
+    """E-mail and street addresses, phone, card and account numbers, and requests for somebody's."""
+    style: bool = True
+    """Requests that units cannot carry, where the reply is speech: sing, whisper, louder, in the voice of somebody."""
+    long_answers: bool = True
+    """Chain-of-modality rows whose answer has `max_answer_words` words or more."""
+    over_block: bool = True
+    """Rows that certainly have more tokens than the longest block of any stage that draws their kind."""
+    unit_range: bool = True
+    """Rows with a unit that the codebook does not have."""
+    repeated_units: bool = True
+    """Rows with two equal units side by side: units are merged, so such a row was made by other rules."""
+    units: int = Field(0, ge=0, le=32767)
+    """Size of the codebook that the rows' units are of; 0 takes `codebook.clusters`."""
+
+
 class InstructionsSection(Section):
     text_instructions: tuple[str, ...] = ()
     """JSON Lines of `instruction, response`: for the text-only rows of stage 2 and for chain-of-modality rows."""
+    published: tuple[str, ...] = ()
+    """SpeechInstruct files (`.jsonl`, or JSON Lines named `.json`: objects with `prefix, plain_text`) and stage-1 files
+    (`.txt`: one `<sosp>…<eosp>` a line), each perhaps with `.gz` after it; local or s3://."""
+    rewrite_published: bool = False
+    """Write published rows anew, in this recipe's dialect and with its prefix; otherwise they stay byte for byte."""
+    own: bool = True
+    """Make rows from this run's own units and world, too. Without them `published` or `text_instructions` is needed."""
+    filters: FiltersSection = FiltersSection()
     max_answer_words: int = Field(35, ge=1)
     """The paper keeps answers of fewer words than this."""
     transcribe_probability: float = Field(0.5, ge=0, le=1)
@@ -60,6 +92,20 @@ class InstructionsSection(Section):
     """How many wordings of the recognition task, and of the speaking task, are drawn from."""
     multi_turn: float = Field(0.0, ge=0, le=1)
     """Share of chain-of-modality rows that join two dialogues."""
+
+    @field_validator("published")
+    @classmethod
+    def _names_say_the_form(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        for file in files:
+            if not file.removesuffix(".gz").endswith((".jsonl", ".json", ".txt")):
+                raise ValueError(f"{file}: a name ending in .jsonl, .json or .txt, perhaps with .gz, is expected")
+        return files
+
+    @model_validator(mode="after")
+    def _there_is_something_to_learn(self) -> "InstructionsSection":
+        if not self.own and not self.published and not self.text_instructions:
+            raise ValueError("own: false leaves no rows: name files in published or text_instructions")
+        return self
 
 
 PRESETS: dict[str, dict[str, float]] = {

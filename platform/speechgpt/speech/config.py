@@ -16,7 +16,7 @@ class DataSection(Section):
     extra_manifests: tuple[str, ...] = ()
     """Manifests (JSON Lines or Parquet, local or s3://) of the user's own recordings."""
     max_seconds: float = Field(30.0, gt=0)
-    """Longer recordings go to quarantine."""
+    """Longer recordings go to quarantine, unless `encoder.long` says how to encode them."""
     spoken_text: bool = False
     """Bring transcripts to the form in which word errors are counted: lower case, no punctuation, numbers in words."""
     max_bad_fraction: float = Field(0.05, ge=0, le=1)
@@ -86,6 +86,17 @@ class EncoderTrainingSection(Section):
     """Share of clips whose speed, pitch, vocal-tract length, noise, room or band is changed for the student."""
 
 
+class LongAudioSection(Section):
+    """How clips that are longer than `seconds` are encoded (see `speech/long_audio.py`)."""
+
+    mode: Literal["overlapped", "published"] = "overlapped"
+    """`published`: the original's independent chunks, a seam at each end; `overlapped`: windows without a seam."""
+    seconds: float = Field(100.0, ge=1)
+    """Of a chunk, or of what is kept of a window. The original's chunks have 100."""
+    context_seconds: float = Field(5.0, ge=0)
+    """What a window hears beyond that, on either side. Memory grows with `seconds` and twice this."""
+
+
 class EncoderSection(Section):
     """The HuBERT-architecture model that gives frames at 50 Hz."""
 
@@ -97,6 +108,9 @@ class EncoderSection(Section):
     """HubertConfig fields, for `scratch`."""
     batch_seconds: float = Field(60.0, gt=0)
     """Seconds of audio, padding included, in one forward pass."""
+    long: LongAudioSection | None = None
+    """Lets `tokenize` take clips of any length; without it those longer than `data.max_seconds` go to quarantine. The
+    encoder and codebook are fitted to the shorter ones either way."""
     training: EncoderTrainingSection = EncoderTrainingSection()
 
 

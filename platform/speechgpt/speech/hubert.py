@@ -4,6 +4,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,21 @@ UNIT_CONFIG = "unit_config.json"
 def frame_count(samples: int) -> int:
     """F(N) = floor((N - 400) / 320) + 1 frames (SPEC 3.2)."""
     return (samples - MIN_SAMPLES) // FRAME + 1
+
+
+class ClipStatistics(NamedTuple):
+    """What the front end takes from a whole clip, for stretches of it that are encoded apart.
+
+    mean, deviation: of its samples (0 and 1 without normalisation). channels: mean and variance of each channel after
+    the first convolution, float32 [channels] each, if that has a group norm; None takes each stretch's own.
+    """
+
+    mean: float = 0.0
+    deviation: float = 1.0
+    channels: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def normalised(self, stretch: np.ndarray) -> torch.Tensor:
+        return (torch.from_numpy(stretch) - self.mean) / self.deviation
 
 
 class HubertFeatures:
@@ -59,10 +75,29 @@ class HubertFeatures:
     def dimensions(self) -> int:
         return self.model.config.hidden_size
 
+    @property
+    def first_convolution(self) -> nn.Conv1d | None:
+        """The convolution before the group norm; None for a front end without one, in which all is local."""
+        return self.model.feature_extractor.conv_layers[0].conv if self._group_norm else None
+
     @torch.inference_mode()
     def __call__(self, waves: list[np.ndarray]) -> list[torch.Tensor]:
         """waves: float32 [samples] at 16 kHz, 400 samples or more each. Returns float32 [frames, dimensions] each."""
-        batch, lengths = pad(waves, self.normalize)
+        return self._frames(*pad(waves, self.normalize))
+
+    @torch.inference_mode()
+    def of_stretches(self, waves: list[np.ndarray], clip: ClipStatistics) -> list[torch.Tensor]:
+        """As `__call__`, for stretches of one longer clip: normalised as that is, and not each for itself."""
+        batch, lengths = pad([clip.normalised(wave).numpy() for wave in waves], False)
+        if self._group_norm is None:
+            return self._frames(batch, lengths)
+        self._group_norm.moments = clip.channels
+        try:
+            return self._frames(batch, lengths)
+        finally:
+            self._group_norm.moments = None
+
+    def _frames(self, batch: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
         frames = self.forward(batch.to(self.model.device), lengths).cpu()
         return [row[: frame_count(n)] for row, n in zip(frames, lengths, strict=True)]
 
@@ -90,6 +125,8 @@ class MaskedGroupNorm(nn.Module):
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
         self.kernel, self.stride = kernel, stride
         self.lengths: torch.Tensor | None = None
+        self.moments: tuple[torch.Tensor, torch.Tensor] | None = None
+        """Mean and variance of each channel to take in place of the batch's own, [channels] each."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [clips, channels, frames]."""
@@ -97,10 +134,14 @@ class MaskedGroupNorm(nn.Module):
             raise RuntimeError("set `lengths` (samples of each clip) before the forward pass")
         frames = ((self.lengths - self.kernel) // self.stride + 1).to(x.device)
         mask = (torch.arange(x.shape[-1], device=x.device) < frames[:, None])[:, None].to(x.dtype)
-        count = frames[:, None, None].to(x.dtype)
-        mean = (x * mask).sum(-1, keepdim=True) / count
-        centred = (x - mean) * mask
-        variance = centred.square().sum(-1, keepdim=True) / count
+        if self.moments is not None:
+            mean, variance = (moment.to(x)[:, None] for moment in self.moments)
+            centred = (x - mean) * mask
+        else:
+            count = frames[:, None, None].to(x.dtype)
+            mean = (x * mask).sum(-1, keepdim=True) / count
+            centred = (x - mean) * mask
+            variance = centred.square().sum(-1, keepdim=True) / count
         return centred * (variance + self.eps).rsqrt() * self.weight[:, None] + self.bias[:, None] * mask
 
 
