@@ -56,6 +56,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["speechgpt-7b", "speechgpt-13b"])
 def test_every_stage_takes_steps_from_the_one_before(name: str, llama: Path, tmp_path: Path) -> None:
     recipe = load(name, (f"language.base={llama}", *SMALLER))

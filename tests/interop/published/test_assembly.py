@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 import typer
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from serve import chat
@@ -39,23 +40,10 @@ SPOKEN = tuple(int(unit) for unit in np.random.default_rng(5).permutation(1000)[
 
 
 @pytest.fixture(scope="module")
-def taught(published, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The published model, in its published files, that has learnt one spoken and one written dialogue."""
-    folder = tmp_path_factory.mktemp("taught") / "cm"
-    shutil.copytree(published.cm, folder)
-    converted = tmp_path_factory.mktemp("converted") / "cm"
-    convert_language(published.cm, converted)
-    vocabulary, model = Vocabulary.load(converted), LlamaForCausalLM.from_pretrained(converted)
-    _teach(model, list(_rows(vocabulary)))
-    torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def parts(published, taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Parts:
+def parts(published, tmp_path_factory: pytest.TempPathFactory) -> Parts:
     """All parts as `convert` leaves them: the shipped encoder and vocoder, fitted to a codebook of 1000 units."""
     folder = tmp_path_factory.mktemp("parts")
-    convert_language(taught, folder / "language")
+    convert_language(published.cm, folder / "language")
     convert_adapter(published.com, folder / "adapter")
     shutil.copytree(NANO / "encoder", folder / "encoder", ignore=shutil.ignore_patterns("kmeans*"))
     [frames] = HubertFeatures.load(folder / "encoder")([_speech(30.0)])
@@ -68,10 +56,24 @@ def parts(published, taught: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def bundles(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def taught(published, parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """The parts with a language model that has learnt one dialogue, from its published files on."""
+    folder = tmp_path_factory.mktemp("taught")
+    shutil.copytree(published.cm, folder / "cm")
+    vocabulary, model = Vocabulary.load(parts.language), LlamaForCausalLM.from_pretrained(parts.language)
+    _teach(model, list(_rows(vocabulary)))
+    torch.save(model.state_dict(), folder / "cm" / "pytorch_model.bin")
+    convert_language(folder / "cm", folder / "language")
+    return replace(parts, language=folder / "language")
+
+
+@pytest.fixture(scope="module")
+def bundles(taught: Parts, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same parts, the adapter stacked and merged, by the command."""
     folder = tmp_path_factory.mktemp("bundles")
-    options = [f"--{name}={getattr(parts, name)}" for name in ("encoder", "codebook", "language", "adapter", "vocoder")]
+    options = [
+        f"--{name}={getattr(taught, name)}" for name in ("encoder", "codebook", "language", "adapter", "vocoder")
+    ]
     made = {}
     for name, more in (("stacked", []), ("merged", ["--merge-adapter"])):
         answer = _command(*options, *more, f"--output={folder / name}", "--json")
@@ -81,27 +83,29 @@ def bundles(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return made
 
 
-def test_the_bundle_holds_every_part(bundles: dict[str, Path], parts: Parts) -> None:
+@pytest.mark.slow
+def test_the_bundle_holds_every_part(bundles: dict[str, Path], taught: Parts) -> None:
     stacked, merged = (bundle.load(bundles[name]) for name in ("stacked", "merged"))
     assert stacked.part("adapter") and merged.part("adapter") is None
     assert stacked.manifest["unit_vocabulary"] == {
-        "name": f"hubert-L{HubertFeatures.load(parts.encoder).layer}-km1000",
+        "name": f"hubert-L{HubertFeatures.load(taught.encoder).layer}-km1000",
         "size": 1000,
         "frames_per_second": 50,
         "merged": True,
     }
-    assert stacked.manifest["lineage"]["assembled_from"]["adapter"] == str(parts.adapter)
+    assert stacked.manifest["lineage"]["assembled_from"]["adapter"] == str(taught.adapter)
     same = SpeechEncoder.load(bundles["stacked"] / "encoder").encode([_speech(1.0)])[0].units
-    frames = HubertFeatures.load(parts.encoder)([_speech(1.0)])[0]
+    frames = HubertFeatures.load(taught.encoder)([_speech(1.0)])[0]
     assert same.tolist() == [
-        u for u, before in _pairs(Codebook.load(parts.codebook).assign(frames).tolist()) if u != before
+        u for u, before in _pairs(Codebook.load(taught.codebook).assign(frames).tolist()) if u != before
     ]
 
 
-def test_a_merged_adapter_is_the_stacked_one(bundles: dict[str, Path], parts: Parts) -> None:
+@pytest.mark.slow
+def test_a_merged_adapter_is_the_stacked_one(bundles: dict[str, Path], taught: Parts) -> None:
     stacked = SpeechLanguageModel.load(bundles["stacked"] / "language", bundles["stacked"] / "adapter", "cpu")
     merged = SpeechLanguageModel.load(bundles["merged"] / "language", device="cpu")
-    plain = SpeechLanguageModel.load(parts.language, device="cpu")
+    plain = SpeechLanguageModel.load(taught.language, device="cpu")
     ids = torch.tensor([merged.vocabulary.encode_prompt(merged.prompts.transcription(SPOKEN))])
     with torch.inference_mode():
         one, other, without = (each.model(ids).logits for each in (stacked, merged, plain))
@@ -110,6 +114,7 @@ def test_a_merged_adapter_is_the_stacked_one(bundles: dict[str, Path], parts: Pa
     assert merged.prompts == stacked.prompts == plain.prompts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stacked", "merged"])
 def test_it_is_talked_to(name: str, bundles: dict[str, Path], tmp_path: Path) -> None:
     recording = tmp_path / "question.wav"
@@ -127,13 +132,13 @@ def test_it_is_talked_to(name: str, bundles: dict[str, Path], tmp_path: Path) ->
 def test_a_hugging_face_encoder_needs_its_layer(parts: Parts, tmp_path: Path) -> None:
     foreign = tmp_path / "foreign"
     shutil.copytree(parts.encoder, foreign, ignore=shutil.ignore_patterns(hubert.UNIT_CONFIG))
-    other = Parts(foreign, parts.language, parts.vocoder, parts.codebook)
+    other = replace(parts, encoder=foreign, adapter=None)
     with pytest.raises(ConversionError, match="give --layer"):
         assemble(other, tmp_path / "none")
     layer = HubertFeatures.load(parts.encoder).layer
     with pytest.raises(ConversionError, match=f"layer 99; the model has layers 1 to {layer}"):
-        assemble(Parts(foreign, parts.language, parts.vocoder, parts.codebook, layer=99), tmp_path / "none")
-    assemble(Parts(foreign, parts.language, parts.vocoder, parts.codebook, layer=layer), tmp_path / "bundle")
+        assemble(replace(other, layer=99), tmp_path / "none")
+    assemble(replace(other, layer=layer), tmp_path / "bundle")
     ours = SpeechEncoder(HubertFeatures.load(parts.encoder), Codebook.load(parts.codebook)).encode([_speech(1.0)])
     theirs = SpeechEncoder.load(tmp_path / "bundle" / "encoder").encode([_speech(1.0)])
     assert np.array_equal(ours[0].units, theirs[0].units)
@@ -162,6 +167,7 @@ def _width(parts: Parts) -> int:
 
 def _other_language(parts: Parts, folder: Path) -> dict[str, Path]:
     Vocabulary.grow(train_tokenizer([QUESTION, ANSWER], 300), 40, "whole").save(folder)
+    LlamaConfig().save_pretrained(folder)
     return {"language": folder}
 
 
@@ -213,7 +219,7 @@ def _pickled_encoder(parts: Parts, folder: Path) -> dict[str, Path]:
 )
 def test_parts_that_do_not_fit_are_both_named(change: Any, said: str, parts: Parts, tmp_path: Path) -> None:
     (tmp_path / "part").mkdir()
-    changed = Parts(**{**vars(parts), **change(parts, tmp_path / "part")})
+    changed = replace(parts, **change(parts, tmp_path / "part"))
     with pytest.raises(ConversionError, match=said):
         assemble(changed, tmp_path / "bundle")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["part"]
