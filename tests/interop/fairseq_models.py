@@ -1,8 +1,8 @@
-"""Run by real fairseq's own Python: random models of true architecture, saved by fairseq's own trainer, and what fairseq
-makes of given sound and units with them.
+"""Run by real fairseq's own Python: random models of true architecture, saved by fairseq's own trainer, and what
+fairseq makes of given sound and units with them.
 
     python fairseq_models.py make FOLDER            every model below, with `expected.npz` beside it
-    python fairseq_models.py features FILE.pt LAYER CLIPS.npz OUT.npz
+    python fairseq_models.py again FOLDER           what fairseq makes of each `MODEL/back.pt`, into `MODEL/again.npz`
 
 Nothing of this project is imported: what comes out are the published programs' own files.
 """
@@ -50,7 +50,7 @@ HUBERTS: dict[str, dict[str, Any]] = {
     "small-large": {"model": {**SMALL, **LARGE, "untie_final_proj": True}, "normalize": True, "layer": 4},
     "small-base-normalized": {"model": SMALL, "normalize": True, "layer": 2},
     "small-without-projection": {"model": {**SMALL, "encoder_embed_dim": 16}, "normalize": False, "layer": 4},
-    # HuBERT Base is fairseq's own defaults with these two (examples/hubert/config/pretrain/hubert_base_librispeech.yaml).
+    # fairseq's own defaults with what its hubert_base_librispeech.yaml changes of them.
     "base": {"model": {"final_dim": 256, "encoder_layerdrop": 0.05}, "normalize": False, "layer": 11},
 }
 
@@ -96,6 +96,16 @@ def disturb(model: torch.nn.Module, scale: float, seed: int) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+
+
+def enliven(generator: torch.nn.Module) -> None:
+    """Lengths of weights with which a signal neither dies on its way through the layers nor drowns in tanh."""
+    draw = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in generator.named_parameters():
+            if name.endswith("weight_g"):
+                length = 0.2 if "conv_post" in name else 0.9
+                parameter.copy_(length * (1 + 0.2 * torch.randn(parameter.shape, generator=draw)))
 
 
 def clips(base: bool) -> list[np.ndarray]:
@@ -164,7 +174,8 @@ def make_vocoder(
     """`g_00000010` and `config.json`; legacy: in the container that torch wrote before 1.6."""
     torch.manual_seed(0)
     generator = CodeGenerator(config)
-    disturb(generator, 0.01 if config["upsample_initial_channel"] == 512 else 0.05, seed=1)
+    disturb(generator, 0.02, seed=1)
+    enliven(generator)
     if generator.dur_predictor is not None:
         with torch.no_grad():
             generator.dur_predictor.proj.bias.fill_(1.2)
@@ -198,14 +209,13 @@ def make(folder: Path) -> None:
         make_vocoder(folder / name, **vocoder)
 
 
-def features(file: Path, layer: int, source: Path, target: Path) -> None:
-    with np.load(source) as held:
-        waves = [held[f"clip{i}"] for i in range(sum(name.startswith("clip") for name in held))]
-    np.savez(target, **{f"features{i}": each.numpy() for i, each in enumerate(extract(file, layer, waves))})
+def again(folder: Path) -> None:
+    for file in folder.glob("*/back.pt"):
+        with np.load(file.with_name("expected.npz")) as held:
+            waves = [held[f"clip{i}"] for i in range(sum(name.startswith("clip") for name in held))]
+            found = extract(file, int(held["layer"]), waves)
+        np.savez(file.with_name("again.npz"), **{f"features{i}": each.numpy() for i, each in enumerate(found)})
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "make":
-        make(Path(sys.argv[2]))
-    else:
-        features(Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5]))
+    {"make": make, "again": again}[sys.argv[1]](Path(sys.argv[2]))

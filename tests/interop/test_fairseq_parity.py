@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SCRIPT = Path(__file__).with_name("fairseq_models.py")
 HUBERTS = ("small-base", "small-large", "small-base-normalized", "small-without-projection", "base")
+BACK = ("small-base", "small-large", "small-without-projection")
 VOCODERS = (
     *("published", "single", "single-durations", "speakers", "speakers-durations"),
     *("silent-80", "silent-128"),
@@ -34,10 +35,7 @@ def fairseq(*words: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import os
 
-    if os.environ.get("MADE"):
-        return Path(os.environ["MADE"])
     folder = tmp_path_factory.mktemp("fairseq")
     fairseq("make", folder)
     return folder
@@ -97,23 +95,24 @@ def test_hubert(name: str, made: Path, convert, tmp_path: Path) -> None:
     assert ties < frames / 10
 
 
-@pytest.mark.parametrize("name", ["small-base", "small-large", "small-without-projection"])
-def test_hubert_and_back(name: str, made: Path, convert, tmp_path: Path) -> None:
+def test_hubert_and_back(made: Path, convert, tmp_path: Path) -> None:
     """fairseq -> transformers -> fairseq: the same tensors, and fairseq makes the same features of them."""
-    expected = made / name / "expected.npz"
-    layer = int(np.load(expected)["layer"])
-    assert convert(made / name / "hubert.pt", "--output", tmp_path / "encoder", "--layer", layer).exit_code == 0
-    done = convert(tmp_path / "encoder", "--to", "fairseq", "--output", tmp_path / "back.pt")
-    assert done.exit_code == 0, done.stderr
-    back = torch.load(tmp_path / "back.pt", weights_only=True)
-    original = torch.load(made / name / "weights.pt", weights_only=True)
-    kept = {key: value for key, value in original.items() if not key.startswith(("final_proj", "label_embs"))}
-    assert kept.keys() == {key for key in back["model"] if not key.startswith("final_proj")}
-    assert all(torch.equal(value, back["model"][key]) for key, value in kept.items())
-    fairseq("features", tmp_path / "back.pt", str(layer), expected, tmp_path / "again.npz")
-    again, before = np.load(tmp_path / "again.npz"), np.load(expected)
-    for key in again:
-        np.testing.assert_array_equal(again[key], before[key])
+    for name in BACK:
+        encoder, layer = tmp_path / name, int(np.load(made / name / "expected.npz")["layer"])
+        assert convert(made / name / "hubert.pt", "--output", encoder, "--layer", layer).exit_code == 0
+        done = convert(encoder, "--to", "fairseq", "--output", made / name / "back.pt")
+        assert done.exit_code == 0, done.stderr
+        back = torch.load(made / name / "back.pt", weights_only=True)["model"]
+        original = torch.load(made / name / "weights.pt", weights_only=True)
+        kept = {key: value for key, value in original.items() if not key.startswith(("final_proj", "label_embs"))}
+        assert kept.keys() == {key for key in back if not key.startswith("final_proj")}
+        assert all(torch.equal(value, back[key]) for key, value in kept.items())
+    fairseq("again", made)
+    for name in BACK:
+        again, before = np.load(made / name / "again.npz"), np.load(made / name / "expected.npz")
+        assert len(again.files) == 4
+        for key in again:
+            np.testing.assert_array_equal(again[key], before[key])
 
 
 @pytest.mark.parametrize("name", VOCODERS)
@@ -131,7 +130,7 @@ def test_vocoder(name: str, made: Path, convert, tmp_path: Path) -> None:
     sounds = vocoder.synthesize(codes, None if speaker < 0 else speaker)
     for index, sound in enumerate(sounds):
         theirs = expected[f"wave{index}"]
-        assert np.abs(theirs).max() > 1e-3
+        assert theirs.std() > 1e-3
         assert np.abs(sound - theirs).max() < TOLERANCE
         if predicts:
             assert vocoder.durations(codes)[index].tolist() == expected[f"durations{index}"].tolist()

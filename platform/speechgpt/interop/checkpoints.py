@@ -163,7 +163,7 @@ def _zip_entries(data: memoryview) -> dict[str, memoryview]:
     try:
         with zipfile.ZipFile(_SeekableView(data)) as archive:
             infos = archive.infolist()
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, struct.error):
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, LookupError, struct.error):
         raise PickleError("cut off or damaged: the archive's directory at its end cannot be read") from None
     entries: dict[str, memoryview] = {}
     for info in infos:

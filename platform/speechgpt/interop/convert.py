@@ -2,9 +2,10 @@
 
 import json
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -87,13 +88,15 @@ def main(
     """
     progress = Progress(silent=as_json)
     try:
-        progress.say(f"reading {source}")
-        if to is Form.fairseq:
-            made = _to_fairseq(source, output, kind)
-        else:
-            made = _from_published(source, output, kind, layer, normalize, config, encoder)
-        progress.say(f"writing {output}")
-        files = _written(made, output if to is Form.speechgpt else output.parent)
+        # Libraries that are imported on the way write to standard output, too.
+        with redirect_stdout(sys.stderr):
+            progress.say(f"reading {source}")
+            if to is Form.fairseq:
+                made = _to_fairseq(source, output, kind)
+            else:
+                made = _from_published(source, output, kind, layer, normalize, config, encoder)
+            progress.say(f"writing {output}")
+            files = _written(made, output if to is Form.speechgpt else output.parent)
     except ConversionError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None

@@ -38,7 +38,7 @@ class FairseqEnvironmentError(RuntimeError):
 
 
 def interpreter() -> Path:
-    """The environment's Python. Made once, in the cache (`runtime.cache`); that takes about a minute and a C++ compiler.
+    """The environment's Python. Made once, in the cache (`runtime.cache`), which takes a minute and a C++ compiler.
 
     Scripts for it begin with `import fairseq_on_python_311`. Raises FairseqEnvironmentError.
     """
@@ -52,7 +52,9 @@ def installed() -> bool:
 
 def environment() -> dict[str, str]:
     """Variables for a process of that Python: this project's own path is not in it."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    return {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    }
 
 
 def _name() -> str:
@@ -76,6 +78,6 @@ def _run(*words: str) -> str:
     done = subprocess.run(words, capture_output=True, text=True, env=environment())
     if done.returncode:
         raise FairseqEnvironmentError(
-            f"fairseq {VERSION}'s environment could not be made: `{' '.join(words[1:4])} …` said:\n{done.stderr[-3000:]}"
+            f"fairseq {VERSION}'s environment could not be made; `{' '.join(words[1:4])} …`:\n{done.stderr[-3000:]}"
         )
     return done.stdout

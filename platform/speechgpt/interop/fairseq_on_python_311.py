@@ -17,7 +17,12 @@ _process_class: Any = dataclasses._process_class  # type: ignore[attr-defined]
 def _hashable(cls: type, *arguments: Any, **named: Any) -> Any:
     """Python 3.11 refuses defaults that have no hash, which compared dataclasses have not unless they ask for one."""
     init, shown, eq, order, unsafe_hash, frozen, *rest = arguments
-    if cls.__module__.partition(".")[0] in ("fairseq", "hydra") and eq and not frozen and "__hash__" not in cls.__dict__:
+    if (
+        cls.__module__.partition(".")[0] in ("fairseq", "hydra")
+        and eq
+        and not frozen
+        and "__hash__" not in cls.__dict__
+    ):
         unsafe_hash = True
     return _process_class(cls, init, shown, eq, order, unsafe_hash, frozen, *rest, **named)
 
