@@ -23,6 +23,8 @@ class Kind(StrEnum):
     hubert = "hubert"
     kmeans = "kmeans"
     vocoder = "vocoder"
+    language = "language"
+    adapter = "adapter"
 
 
 class Form(StrEnum):
@@ -37,8 +39,8 @@ class Converted:
     """What was made of a file, not written yet."""
 
     kind: str
-    write: Callable[[Path], object]
-    """Writes the files into a directory."""
+    write: Callable[[Path], object] = lambda folder: None
+    """Writes the files into an empty directory."""
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -46,8 +48,8 @@ def main(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A fairseq HuBERT .pt, a simple_kmeans joblib file, or a CodeHiFiGAN g_*; with --to fairseq, the "
-            "directory of a HubertModel."
+            help="A fairseq HuBERT .pt, a simple_kmeans joblib file, or a CodeHiFiGAN g_*; the directory of SpeechGPT, "
+            "LLaMA or LoRA adapter; with --to fairseq, that of a HubertModel."
         ),
     ],
     output: Annotated[Path, typer.Option(help="Directory to write to; with --to fairseq, the .pt file.")],
@@ -81,7 +83,7 @@ def main(
         bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.")
     ] = False,
 ) -> None:
-    """Bring published checkpoints (fairseq HuBERT, k-means, unit HiFi-GAN) into this platform's own files.
+    """Bring published checkpoints (HuBERT, k-means, unit HiFi-GAN, SpeechGPT, LoRA) into this platform's own files.
 
     A checkpoint is a pickle, which could run code where it is loaded as its makers do. Here only tensors, arrays and
     plain configuration are taken out of it; a file that asks for anything else is refused, and nothing of it runs.
@@ -116,12 +118,14 @@ def _from_published(
     config: Path | None,
     encoder: Path | None,
 ) -> Converted:
+    content: Any = None
     if source.is_dir():
-        raise ConversionError(f"{source}: a directory; give the checkpoint file in it (or --to fairseq for an encoder)")
-    from speechgpt.interop import checkpoints
+        kind = _kind_of_directory(source, kind)
+    else:
+        from speechgpt.interop import checkpoints
 
-    content = checkpoints.read(source)
-    kind = _kind(content, source, kind)
+        content = checkpoints.read(source)
+        kind = _kind(content, source, kind)
     for option, value, owner in (
         ("--layer", layer, Kind.hubert),
         ("--normalize/--no-normalize", normalize, Kind.hubert),
@@ -137,6 +141,36 @@ def _from_published(
             return _kmeans(content, source, encoder or output, must=encoder is not None)
         case Kind.vocoder:
             return _vocoder(content, source, config or source.parent / "config.json")
+        case Kind.language:
+            from speechgpt.interop.llama import convert_language
+
+            return _model(kind, lambda folder: convert_language(source, folder))
+        case Kind.adapter:
+            from speechgpt.interop.adapter import convert_adapter
+
+            return _model(kind, lambda folder: convert_adapter(source, folder))
+
+
+def _kind_of_directory(source: Path, asked: Kind | None) -> Kind:
+    if (source / "adapter_config.json").is_file():
+        found = Kind.adapter
+    elif (source / "config.json").is_file() and "model_type" in _json(source / "config.json", ""):
+        found = Kind.language
+    else:
+        raise ConversionError(
+            f"{source}: a directory with neither a model's config.json nor an adapter_config.json; give the checkpoint "
+            "file in it"
+        )
+    if asked not in (None, found):
+        raise ConversionError(f"{source}: --kind {asked}, and it holds a {found}")
+    return found
+
+
+def _model(kind: Kind, convert: Callable[[Path], dict[str, Any]]) -> Converted:
+    """A model of many gigabytes is not made before it is written; its facts come with the writing."""
+    made = Converted(kind)
+    made.write = lambda folder: made.facts.update(convert(folder))
+    return made
 
 
 def _kind(content: Any, source: Path, asked: Kind | None) -> Kind:

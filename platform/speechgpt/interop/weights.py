@@ -3,15 +3,14 @@
 import json
 import shutil
 import uuid
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError  # noqa: TID251  # the name of an error; nothing is unpickled with it
 from typing import Any
 
 import torch
 
+from speechgpt.interop import checkpoints
 from speechgpt.interop.errors import ConversionError
 
 SHARD_BYTES = 5 << 30
@@ -42,7 +41,10 @@ def find(directory: Path, names: Iterable[str]) -> list[Path]:
 
 
 def read(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of one file, by name. Raises ConversionError for a file that is damaged or holds anything else."""
+    """The tensors of one file, by name. Raises ConversionError for a file that is damaged or holds anything else.
+
+    Those of a `.bin` are views of the file, so that a tensor is read when it is written.
+    """
     if file.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -51,15 +53,7 @@ def read(file: Path) -> dict[str, torch.Tensor]:
             return load_file(file)
         except SafetensorError as error:
             raise ConversionError(f"{file}: not safetensors, or damaged ({error}): fetch it again") from None
-    try:
-        # Memory-mapped, so that a tensor is read when it is written; torch's older format cannot be.
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
-        raise ConversionError(f"{file}: holds more than tensors, and was not opened further: {reason}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConversionError(f"{file}: not written by torch.save, or damaged ({reason}): fetch it again") from None
+    tensors = checkpoints.read(file)
     if not isinstance(tensors, dict):
         raise ConversionError(f"{file}: names with tensors are expected; it holds a {type(tensors).__name__}")
     if odd := [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]:
