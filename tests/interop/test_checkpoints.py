@@ -232,6 +232,7 @@ def test_compressed_entries_are_refused(tmp_path: Path) -> None:
         read(file)
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 @pytest.mark.parametrize(
     ("size", "stride", "offset"), [((1 << 40,), (0,), 0), ((5,), (1,), 0), ((2, 3), (3, 1), 0), ((4,), (1,), 1)]
 )

@@ -35,7 +35,6 @@ def fairseq(*words: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-
     folder = tmp_path_factory.mktemp("fairseq")
     fairseq("make", folder)
     return folder
