@@ -184,7 +184,8 @@ def builder_of(recipe: "Recipe", workspace: "Workspace", written: "Sequence[Writ
         PromptFormat.of(recipe.language),
         recipe.instructions,
         recipe.seed,
-        spoken_answers(workspace, recipe.voices.answer),
+        # Without this run's own speech nothing is read of it, whatever lies there.
+        spoken_answers(workspace, recipe.voices.answer) if recipe.instructions.own else {},
         tuple(written) if recipe.instructions.multi_turn else (),
     )
 
