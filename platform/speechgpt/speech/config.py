@@ -116,6 +116,8 @@ class GeneratorSection(Section):
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
     speakers: int = Field(0, ge=0)
     """0: one speaker and no speaker embedding."""
+    durations: bool = True
+    """Predict how long each merged unit lasts; without, a vocoder speaks units of 20 ms, or is told their lengths."""
     istft_channels: int = 256
     istft_blocks: tuple[int, int] = (8, 4)
     """ConvNeXt blocks at 50 Hz and at 200 Hz."""

@@ -1,5 +1,6 @@
 """The unit vocoder: merged units to speech, with predicted durations, one clip or a batch (SPEC 4)."""
 
+import copy
 import json
 import os
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ class UnitVocoder(nn.Module):
         super().__init__()
         self.section, self.units, self.centroid_dimensions = section, units, centroid_dimensions
         self.dict = nn.Embedding(units, section.embedding_dim)
-        self.dur_predictor = DurationPredictor(section.embedding_dim)
+        self.dur_predictor = DurationPredictor(section.embedding_dim) if section.durations else None
         self.spkr = nn.Embedding(section.speakers, section.embedding_dim) if section.speakers else None
         self.from_centroids = (
             CentroidEmbedding(centroid_dimensions, section.embedding_dim) if centroid_dimensions else None
@@ -147,15 +148,29 @@ class Vocoder:
         self.model.dict = nn.Embedding.from_pretrained(table.clone(), freeze=False)
         self.model.units = len(centroids)
 
+    def duration_predictor(self) -> DurationPredictor:
+        """A copy in double precision: what rounds to a whole frame must not depend on what else is in the batch.
+
+        Raises VocoderError where the vocoder has none.
+        """
+        if self.model.dur_predictor is None:
+            raise VocoderError(
+                "this vocoder does not predict durations; give them, or synthesize units of one frame each"
+            )
+        return copy.deepcopy(self.model.dur_predictor).double()
+
     @torch.inference_mode()
     def durations(self, units: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Predicted frames of each merged unit: clamp(round(exp(y) - 1), min 1). int64 arrays."""
-        codes = [self._checked(u) for u in units]
+        """Predicted frames of each merged unit: clamp(round(exp(y) - 1), min 1). int64 arrays.
+
+        Raises VocoderError for a unit outside the codebook, or if this vocoder does not predict durations.
+        """
+        predictor = self.duration_predictor()
+        codes = [self.checked(u) for u in units]
         length = max((len(c) for c in codes), default=0)
         padded = torch.stack([F.pad(c, (0, length - len(c))) for c in codes])
-        mask = torch.stack([torch.arange(length) < len(c) for c in codes]).float()
-        predicted = self.model.dur_predictor(self.model.dict(padded.to(self._device)), mask.to(self._device))
-        frames = torch.clamp(torch.round(torch.exp(predicted) - 1), min=1).long().cpu()
+        mask = torch.stack([torch.arange(length) < len(c) for c in codes]).double()
+        frames = frames_of(predictor(self.embedded(padded).double(), mask.to(self._device)))
         return [row[: len(c)].numpy() for row, c in zip(frames, codes, strict=True)]
 
     @torch.inference_mode()
@@ -167,17 +182,22 @@ class Vocoder:
     ) -> list[np.ndarray]:
         """Speech of each sequence of merged units: float32 [samples] at 16 kHz, 320 a frame; empty for no units.
 
-        durations: frames of each unit; predicted when not given. Raises VocoderError for a unit outside the codebook.
+        durations: frames of each unit; when not given they are predicted, and by a vocoder that cannot, each unit is
+        one frame. Raises VocoderError for a unit outside the codebook or another number of durations than units.
         """
         sound = [np.zeros(0, np.float32) for _ in units]
-        spoken = [i for i, u in enumerate(units) if len(u)]
-        if not spoken:
+        codes = [self.checked(u) for u in units]
+        spoken = [i for i, c in enumerate(codes) if len(c)]
+        if durations is not None:
+            frames = {i: _lasting(codes[i], durations[i]) for i in spoken}
+        elif self.model.dur_predictor is None:
+            frames = {i: codes[i] for i in spoken}
+        else:
+            predicted = self.durations([units[i] for i in spoken]) if spoken else []
+            frames = {i: _lasting(codes[i], d) for i, d in zip(spoken, predicted, strict=True)}
+        frames = {i: f for i, f in frames.items() if len(f)}
+        if not frames:
             return sound
-        lengths = self.durations([units[i] for i in spoken]) if durations is None else [durations[i] for i in spoken]
-        frames = {
-            i: self._checked(units[i]).repeat_interleave(torch.as_tensor(np.asarray(d), dtype=torch.long))
-            for i, d in zip(spoken, lengths, strict=True)
-        }
         batch: list[int] = []
         for index in sorted(frames, key=lambda i: (-len(frames[i]), i)):
             if batch and len(frames[batch[0]]) * (len(batch) + 1) > _BATCH_FRAMES:
@@ -193,17 +213,45 @@ class Vocoder:
         mask = None
         if min(lengths) < max(lengths):
             mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])[:, None].float()
-        voices = torch.full((len(batch),), speaker or 0, device=self._device)
-        embedded = self.model.dict(padded.to(self._device))
-        waves = self.model(embedded, None if mask is None else mask.to(self._device), voices).samples.cpu()
+        voices = torch.full((len(batch),), self._speaker(speaker), device=self._device)
+        waves = self.model(self.embedded(padded), None if mask is None else mask.to(self._device), voices).samples.cpu()
         for index, wave, length in zip(batch, waves, lengths, strict=True):
             sound[index] = wave[: length * FRAME].numpy().copy()
 
-    def _checked(self, units: Sequence[int]) -> Tensor:
+    def checked(self, units: Sequence[int]) -> Tensor:
+        """The units as int64 [n]. Raises VocoderError for one outside the codebook."""
         codes = torch.as_tensor(np.asarray(units), dtype=torch.long)
         if len(codes) and (int(codes.min()) < 0 or int(codes.max()) >= self.units):
-            raise VocoderError(f"unit {int(codes.max())} is outside the vocoder's {self.units} units")
+            wrong = int(codes.min()) if int(codes.min()) < 0 else int(codes.max())
+            raise VocoderError(f"unit {wrong} is outside the vocoder's {self.units} units")
         return codes
+
+    def embedded(self, codes: Tensor) -> Tensor:
+        """[clips, n] -> [clips, n, embedding_dim], where the vocoder lies."""
+        return self.model.dict(codes.to(self._device))
+
+    def voice(self, speaker: int | None) -> Tensor | None:
+        """The speaker's embedding [embedding_dim], the first one's by default; None from a vocoder of one voice."""
+        return None if self.model.spkr is None else self.model.spkr.weight[self._speaker(speaker)]
+
+    def _speaker(self, speaker: int | None) -> int:
+        count = self.model.section.speakers
+        if speaker is not None and not 0 <= speaker < max(1, count):
+            raise VocoderError(f"speaker {speaker}: this vocoder has {count or 'one voice and no'} speakers")
+        return speaker or 0
+
+
+def frames_of(predicted: Tensor) -> Tensor:
+    """Whole frames from log(duration + 1), at least one. int64, on the CPU."""
+    return torch.clamp(torch.round(torch.exp(predicted) - 1), min=1).long().cpu()
+
+
+def _lasting(codes: Tensor, durations: Sequence[int] | np.ndarray) -> Tensor:
+    """One unit a frame. codes: [n]; durations: frames of each."""
+    frames = torch.as_tensor(np.asarray(durations), dtype=torch.long)
+    if len(frames) != len(codes):
+        raise VocoderError(f"{len(codes)} units came with {len(frames)} durations")
+    return codes.repeat_interleave(frames)
 
 
 def fold_weight_norm(model: nn.Module) -> None:

@@ -187,7 +187,9 @@ def log_mel(wave: Tensor, window: int, hop: int, bands: int) -> Tensor:
 
 
 def duration_loss(vocoder: UnitVocoder, table: Tensor, codebook: Codebook, recordings: list[Recording]) -> Tensor:
-    """MSE(ŷ, log(duration + 1)) over the merged units of whole clips."""
+    """MSE(ŷ, log(duration + 1)) over the merged units of whole clips; 0 for a vocoder that predicts none."""
+    if vocoder.dur_predictor is None:
+        return table.new_zeros(())
     merged = [merge(codebook.assign(torch.from_numpy(r.frames.astype(np.float32))).numpy()) for r in recordings]
     length = max(len(m.units) for m in merged)
     units = torch.from_numpy(np.stack([np.pad(m.units, (0, length - len(m.units))) for m in merged]).astype(np.int64))
