@@ -137,3 +137,41 @@ def test_the_published_size() -> None:
     fold_weight_norm(model)
     count = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("dur_predictor"))
     assert round(count / 1e6, 2) == 13.38
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_padded_pass_through_the_model_equals_the_clips_alone(random_vocoder: Make, name: str) -> None:
+    """As a GPU synthesises a batch; a CPU's HiFi-GAN takes a clip at a time, by other kernels."""
+    made = random_vocoder(SECTIONS[name])
+    draw = np.random.default_rng(6)
+    clips = [torch.from_numpy(draw.integers(50, size=n)) for n in (30, 17, 4)]
+    padded = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+    mask = (torch.arange(30) < torch.tensor([[30], [17], [4]]))[:, None].float()
+    speaker = 1 if SECTIONS[name].speakers else None
+    with torch.inference_mode():
+        together = made.model(made.embedded(padded), mask, None if speaker is None else torch.full((3,), speaker))
+    for sound, clip in zip(together.samples, clips, strict=True):
+        alone = made.synthesize([clip.tolist()], speaker, [[1] * len(clip)])[0]
+        np.testing.assert_allclose(sound[: len(alone)], alone, rtol=0, atol=1e-5)
+
+
+def test_bfloat16_is_asked_for_and_sounds_nearly_the_same(random_vocoder: Make) -> None:
+    exact = random_vocoder(SECTIONS["hifigan"])
+    rough = Vocoder(exact.model, "bfloat16")
+    for sound, wanted in zip(rough.synthesize(sequences()), exact.synthesize(sequences()), strict=True):
+        assert sound.shape == wanted.shape
+        assert sound.dtype == np.float32
+        assert 0 < np.abs(sound - wanted).max() < 0.1
+        assert np.std(sound - wanted) < 0.05 * np.std(wanted)
+    with pytest.raises(VocoderError, match="bfloat16: only a HiFi-GAN on a CPU"):
+        Vocoder(random_vocoder(SECTIONS["istft"]).model, "bfloat16")
+
+
+def test_weights_that_change_are_heard(random_vocoder: Make) -> None:
+    for name in ("hifigan", "istft"):
+        made = random_vocoder(SECTIONS[name])
+        before = made.synthesize([[1, 2, 3]], durations=[[4, 4, 4]])[0]
+        with torch.no_grad():
+            for parameter in made.model.generator.parameters():
+                parameter.mul_(0.9)
+        assert np.abs(made.synthesize([[1, 2, 3]], durations=[[4, 4, 4]])[0] - before).max() > 1e-3

@@ -7,7 +7,7 @@ import torch
 
 from speechgpt.speech.audio import SAMPLE_RATE
 from speechgpt.speech.codebook import Codebook, CodebookError
-from speechgpt.speech.hubert import HubertFeatures
+from speechgpt.speech.hubert import HubertFeatures, Precision
 from speechgpt.speech.units import Units, merge
 
 
@@ -27,8 +27,10 @@ class SpeechEncoder:
         self.batch_seconds = batch_seconds
 
     @classmethod
-    def load(cls, directory: str | os.PathLike, batch_seconds: float = 60.0) -> "SpeechEncoder":
-        return cls(HubertFeatures.load(directory), Codebook.load(directory), batch_seconds)
+    def load(
+        cls, directory: str | os.PathLike, batch_seconds: float = 60.0, precision: Precision = "float32"
+    ) -> "SpeechEncoder":
+        return cls(HubertFeatures.load(directory, precision), Codebook.load(directory), batch_seconds)
 
     @property
     def clusters(self) -> int:
@@ -36,7 +38,9 @@ class SpeechEncoder:
 
     @property
     def name(self) -> str:
-        return f"hubert-L{self._features.layer}-km{self.clusters}"
+        """What units came from: another layer, codebook or precision gives others."""
+        rounded = "" if self._features.precision == "float32" else f"-{self._features.precision}"
+        return f"hubert-L{self._features.layer}-km{self.clusters}{rounded}"
 
     def encode(self, waves: list[np.ndarray]) -> list[Units]:
         """waves: float32 [samples] at 16 kHz. Units of each, in the same order."""

@@ -33,6 +33,11 @@ class Sound(NamedTuple):
     """Pitch that the units made it expect, in octaves above 200 Hz, [clips, T]; None from a head that has no pitch."""
 
 
+def version(module: nn.Module) -> tuple:
+    """Differs after every change of a parameter, so that what was made from the weights is known to be out of date."""
+    return tuple((parameter.device, parameter.data_ptr(), parameter._version) for parameter in module.parameters())
+
+
 def octaves(pitch: Tensor) -> Tensor:
     """Hz as octaves above 200 Hz."""
     return torch.log2(pitch / _MIDDLE_PITCH)
@@ -188,12 +193,14 @@ class IstftGenerator(nn.Module):
         A pitch that rounding moves to another step is heard as a shift of all later periods. In single precision that
         happens once in a few thousand frames, because the last digits depend on what else is in the batch.
         """
-        key = tuple((parameter.device, parameter._version) for parameter in self.parameters())
+        key = version(self)
         if self._twin is None or self._twin[0] != key:
             # Outside inference mode, so that the copy may be used there too.
             with torch.inference_mode(False), torch.no_grad():
-                parts = _Slow(self.enter, self.slow, self.near_pitch, self.to_pitch)
-                self._twin = key, _Slow(*(part.double() for part in copy.deepcopy(parts)))
+                twin = copy.deepcopy(_Slow(self.enter, self.slow, self.near_pitch, self.to_pitch))
+                for part in twin:
+                    part.double()
+            self._twin = key, twin
         return self._twin[1]
 
     @staticmethod

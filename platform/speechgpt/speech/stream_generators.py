@@ -5,11 +5,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from speechgpt.speech.audio import FRAME, SAMPLE_RATE
+from speechgpt.speech.frozen_hifigan import FrozenConvolution, FrozenHifiGan
 from speechgpt.speech.generators import (
     ConvNextBlock,
-    HifiGanGenerator,
     IstftGenerator,
-    ResBlock,
     glide,
     noise_source,
     pulses_at,
@@ -18,54 +17,59 @@ from speechgpt.speech.generators import (
 from speechgpt.speech.stream_layers import (
     ConvolutionStream,
     OverlapStream,
-    UpsamplingStream,
+    RowsStream,
     Waiting,
     WindowStream,
 )
 
+_PIECE = 100
+"""Frames of a long clip that go through together."""
+
 
 class _ResBlockStream:
-    def __init__(self, block: ResBlock) -> None:
-        self._pairs = [
-            (ConvolutionStream(first), ConvolutionStream(second), Waiting())  # type: ignore[arg-type]
-            for first, second in zip(block.convs1, block.convs2, strict=True)
-        ]
+    def __init__(self, pairs: list[tuple[FrozenConvolution, FrozenConvolution]]) -> None:
+        self._pairs = [(RowsStream(first, 0.1), RowsStream(second, 0.1), Waiting(dim=0)) for first, second in pairs]
 
-    def push(self, x: Tensor, last: bool) -> Tensor:
+    def push(self, x: Tensor, last: bool, usual: bool) -> Tensor:
         for first, second, residual in self._pairs:
             residual.add(x)
-            inner = second.push(F.leaky_relu(first.push(F.leaky_relu(x, 0.1), last), 0.1), last)
-            x = residual.take(inner.shape[2]) + inner
+            x = second.push(first.push(x, last, usual), last, usual)
+            residual.add_to(x)
         return x
 
 
 class HifiGanStream:
     """`HifiGanGenerator` of one clip."""
 
-    def __init__(self, generator: HifiGanGenerator) -> None:
-        self._enter = ConvolutionStream(generator.conv_pre)
-        kernels = generator.kernels
+    def __init__(self, generator: FrozenHifiGan) -> None:
+        self._dtype = generator.dtype
+        self._enter, self._leave = RowsStream(generator.enter), RowsStream(generator.leave, 0.01)
         self._levels = [
-            (
-                UpsamplingStream(up),  # type: ignore[arg-type]
-                [_ResBlockStream(block) for block in generator.resblocks[i * kernels : (i + 1) * kernels]],  # type: ignore[arg-type]
-                [Waiting() for _ in range(kernels)],
-            )
-            for i, up in enumerate(generator.ups)
+            (RowsStream(up, 0.1), [_ResBlockStream(pairs) for pairs in blocks], [Waiting(dim=0) for _ in blocks])
+            for up, blocks in zip(generator.ups, generator.blocks, strict=True)
         ]
-        self._leave = ConvolutionStream(generator.conv_post)
 
     def push(self, x: Tensor, last: bool) -> Tensor:
-        """x: frames [1, model_in_dim, n]; returns the samples that follow, [m]."""
-        x = self._enter.push(x, last)
+        """x: frames [1, model_in_dim, n]; returns the samples that follow, float32 [m]."""
+        # A clip begins, goes on and ends with the same lengths in all layers; only a shorter piece brings others.
+        usual = x.shape[2] in (0, _PIECE)
+        x = self._enter.push(x[0].T.to(self._dtype), last, usual)
         for up, blocks, finished in self._levels:
-            x = up.push(F.leaky_relu(x, 0.1), last)
+            x = up.push(x, last, usual)
             for block, each in zip(blocks, finished, strict=True):
-                each.add(block.push(x, last))
+                each.add(block.push(x, last, usual))
             # The wider a block's kernels, the later it knows.
             count = min(len(each) for each in finished)
-            x = torch.stack([each.take(count) for each in finished]).sum(0) / len(finished)
-        return torch.tanh(self._leave.push(F.leaky_relu(x), last))[0, 0]
+            x = x.new_zeros(count, x.shape[1])
+            for each in finished:
+                each.add_to(x)
+            x /= len(finished)
+        return torch.tanh_(self._leave.push(x, last, usual)[:, 0].float())
+
+    def whole(self, x: Tensor) -> Tensor:
+        """All of a clip's frames at once, in pieces, for clips of any length. float32 [320 T]."""
+        pieces = [self.push(piece, last=False) for piece in x.split(_PIECE, dim=2)]
+        return torch.cat([*pieces, self.push(x[:, :, :0], last=True)])
 
 
 class _ConvNextStream:
@@ -119,7 +123,7 @@ class IstftStream:
         self._source, self._breath = (WindowStream(window, hop, generator.window) for _ in range(2))
         self._sources, self._breaths, self._shapes = Waiting(), Waiting(), Waiting()
         self._fast = [_ConvNextStream(block) for block in generator.fast]  # type: ignore[arg-type]
-        self._sound, self._envelope = (OverlapStream(1, window, hop, generator.window) for _ in range(2))
+        self._sound, self._envelope = (OverlapStream(window, hop, generator.window) for _ in range(2))
 
     def push(self, x: Tensor, last: bool) -> Tensor:
         """x: frames [1, model_in_dim, n]; returns the samples that follow, [m]."""
@@ -145,7 +149,7 @@ class IstftStream:
             generator.spectrum(each.take(count).transpose(1, 2)) for each in (self._sources, self._breaths)
         )
         pieces = generator.pieces(self._shapes.take(count), source, breath)
-        sound = self._sound.push(generator.summed(pieces)[:, None], count, last)
+        sound = self._sound.push(generator.summed(pieces), count, last)
         weight = generator.window.square()[None, :, None].expand(1, -1, count)
-        envelope = self._envelope.push(generator.summed(weight)[:, None], count, last)
-        return generator.levelled(sound, envelope)[0, 0]
+        envelope = self._envelope.push(generator.summed(weight), count, last)
+        return generator.levelled(sound, envelope)[0]

@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from speechgpt.speech.audio import FRAME
 from speechgpt.speech.config import GeneratorSection
-from speechgpt.speech.generators import HifiGanGenerator, IstftGenerator
+from speechgpt.speech.generators import IstftGenerator
 from speechgpt.speech.stream_generators import HifiGanStream, IstftStream
 from speechgpt.speech.stream_layers import ConvolutionStream
 from speechgpt.speech.vocoder import DurationPredictor, Vocoder, VocoderError, frames_of
 
-_PIECE = 50
-"""Frames that go through the generator at a time, however many are given: memory is that of a second of speech."""
+_PIECE = 100
+"""Frames that go through the generator at a time, however many are given: memory is that of two seconds of speech."""
 
 
 class VocoderStream:
@@ -32,7 +32,11 @@ class VocoderStream:
         model = vocoder.model
         with torch.inference_mode():
             self._predictor = None if model.dur_predictor is None else DurationStream(vocoder.duration_predictor())
-            self._generator = _stream_of(model.generator)
+            self._generator = (
+                IstftStream(model.generator)
+                if isinstance(model.generator, IstftGenerator)
+                else HifiGanStream(vocoder.frozen())
+            )
             self._voice = vocoder.voice(speaker)
         self._waiting = torch.zeros(0, dtype=torch.long)
         self._predicts: bool | None = None
@@ -151,7 +155,3 @@ def _istft_reach(section: GeneratorSection) -> int:
     pulses_by = math.floor((last_window * hop + window - margin - 1 - FRAME / 2) / FRAME) + 1
     slow = 3 + section.istft_blocks[0] * (section.istft_kernel // 2)
     return max(shaped_by, pulses_by) + 4 + slow
-
-
-def _stream_of(generator: HifiGanGenerator | IstftGenerator) -> HifiGanStream | IstftStream:
-    return HifiGanStream(generator) if isinstance(generator, HifiGanGenerator) else IstftStream(generator)
