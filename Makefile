@@ -48,5 +48,5 @@ $(VENV)/user.stamp: pyproject.toml constraints.txt | $(BIN)/uv
 	touch $@
 
 $(VENV)/developer.stamp: pyproject.toml constraints.txt | $(BIN)/uv
-	$(INSTALL) '.[voices,judge,test]'
+	$(INSTALL) '.[voices,judge,mos,test]'
 	touch $@ $(VENV)/user.stamp

@@ -1,61 +1,93 @@
-"""Job `instructions`: units, questions and text instructions become training rows.
+"""Job `instructions`: units, questions, text instructions and published files become training rows.
 
-Reads `units/`, the recipe's world and `instructions.text_instructions`. Writes `instructions/rows.parquet` (a
-directory: one part a shard of units, one for what is text alone), `instructions/questions.parquet` and
-`instructions/report.json`.
+Reads `units/`, the recipe's world, `instructions.text_instructions` and `instructions.published`. Writes
+`instructions/rows.parquet` (a directory: one part a shard of units, one a range of a published file, one for what is
+text alone), `instructions/refused.parquet` (the ids of what no row was made from, and why),
+`instructions/questions.parquet` and `instructions/report.json`.
 Held-out questions and stranger voices stay out of the rows.
 
-What travels through Ray are names of shards: a task reads its shard of units and writes its rows itself, under the
-shard's name, so that a job that was killed goes on where it was and ends in the same bytes.
+What travels through Ray are names of shards and ranges of lines: a task reads its own and writes its rows itself,
+under a name that says where they are from, so that a job that was killed goes on where it was and ends in the same
+bytes.
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs import published_rows
 from jobs.shell import Context, Job, JobError, command
 
 if TYPE_CHECKING:
+    from jobs.published_rows import PublishedPart
+    from speechgpt.interop.instruction_rows import PublishedRows
     from speechgpt.language.instructions import Refusal, Row, RowBuilder, Utterance, WrittenQuestion
     from speechgpt.recipe import Recipe
     from speechgpt.runtime.workspace import Workspace
 
 ROWS = "instructions/rows.parquet"
+REFUSED = "instructions/refused.parquet"
 QUESTIONS = "instructions/questions.parquet"
 REPORT = "instructions/report.json"
 ROW_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "kind", "prefix", "plain_text", "category", "split")])
+REFUSED_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "kind", "reason", "detail")])
 _TALLY = b"tally"
 """Metadata of a part that says what it holds and what was refused: a killed job need not count again."""
+_UNREADABLE = "unreadable"
 
 
 def run(context: Context) -> dict[str, Any]:
-    import ray.data
-
-    from jobs import ray_data
     from speechgpt.language import world
-    from speechgpt.language.instructions import WrittenQuestion
+    from speechgpt.language.instructions import WrittenQuestion, total
 
     recipe, workspace = context.recipe, context.workspace
-    shards = [name for name in workspace.list("units") if name.endswith(".parquet")]
-    if not shards:
-        raise JobError(f"{workspace.uri}: units/ is empty; run tokenize first")
     made = world.load(recipe.world, recipe.seed)
     questions = [*made.questions(), *made.outside()]
     written = [WrittenQuestion(q.id, q.category, q.question, q.answer) for q in questions if q.split == "train"]
+    if not recipe.instructions.own:
+        written = []
     for file in recipe.instructions.text_instructions:
         written += read_instructions(file)
-    builder = builder_of(recipe, workspace, written)
-    text_part = part_of("text.parquet")
-    write_part(workspace, text_part, (item for each in written for item in builder.of_question(each)))
+    parts = _own_parts(context, written) + _published_parts(context)
 
-    missing = [shard for shard in shards if not workspace.exists(part_of(shard))]
+    tallies = [tally_of(workspace, f"{ROWS}/{part}") for part in parts]
+    report = total(tallies)
+    if recipe.instructions.own and not report["rows"].get("transcribe"):
+        raise JobError(
+            f"{workspace.uri}: no clip in units/ is for training and has a text, so there is nothing to learn from"
+        )
+    if not report["rows"]:
+        raise JobError(f"{workspace.uri}: every row was refused; {workspace.path(REFUSED)} says why")
+    if lines := _lines_of_files(tallies):
+        report["published"] = lines
+    workspace.write_table(QUESTIONS, pa.Table.from_pylist([asdict(question) for question in questions]))
+    workspace.write_json(REPORT, report)
+    figures = {"rows": report["rows"], "refused": report["refused"]}
+    refused = [REFUSED] if workspace.exists(REFUSED) else []
+    return {"figures": figures, "outputs": [ROWS, *refused, QUESTIONS, REPORT]}
+
+
+def _own_parts(context: Context, written: "Sequence[WrittenQuestion]") -> list[str]:
+    """Rows of this run's units and of text; the names of their parts."""
+    import ray.data
+
+    from jobs import ray_data
+
+    recipe, workspace = context.recipe, context.workspace
+    shards = [name for name in workspace.list("units") if name.endswith(".parquet")] if recipe.instructions.own else []
+    if recipe.instructions.own and not shards:
+        raise JobError(f"{workspace.uri}: units/ is empty; run tokenize first")
+    builder = builder_of(recipe, workspace, written)
+    write_part(workspace, "text.parquet", (item for each in written for item in builder.of_question(each)))
+    parts = {shard: PurePosixPath(shard).name for shard in shards}
+    missing = [shard for shard, part in parts.items() if not workspace.exists(f"{ROWS}/{part}")]
     if missing:
         ray_data.connect(recipe.resources)
         build = partial(_build_shard, workspace=workspace, shared=ray.put(builder), voice=recipe.voices.answer)
@@ -64,14 +96,52 @@ def run(context: Context) -> dict[str, Any]:
         with context.progress.count("building instructions", len(shards), "shards", done) as counter:
             for _ in to_do.map(build).iter_rows():
                 counter.advance()
-    report = total(tally_of(workspace, part) for part in [text_part, *map(part_of, shards)])
-    if not report["rows"].get("transcribe"):
-        raise JobError(
-            f"{workspace.uri}: no clip in units/ is for training and has a text, so there is nothing to learn from"
+    return ["text.parquet", *parts.values()]
+
+
+def _published_parts(context: Context) -> list[str]:
+    """Rows of the published files; the names of their parts."""
+    import ray.data
+
+    from jobs import ray_data
+
+    recipe, workspace, files = context.recipe, context.workspace, context.recipe.instructions.published
+    if not files:
+        return []
+    _warn_of_other_form(context)
+    with context.progress.count("looking through published files", None, "lines") as counter:
+        parts = []
+        for each in published_rows.plan(files):
+            parts.append(each)
+            counter.advance(each.range.lines)
+    there = {PurePosixPath(name).name for name in workspace.list(ROWS)}
+    done = [_outcome(workspace, each) for each in parts if each.part in there]
+    groups = published_rows.tasks(each for each in parts if each.part not in there)
+    lines = sum(each.range.lines for each in parts)
+    if groups:
+        ray_data.connect(recipe.resources)
+        build = partial(
+            _build_published, workspace=workspace, groups=ray.put(groups), made=published_rows.maker(recipe)
         )
-    workspace.write_table(QUESTIONS, pa.Table.from_pylist([asdict(question) for question in questions]))
-    workspace.write_json(REPORT, report)
-    return {"figures": report, "outputs": [ROWS, QUESTIONS, REPORT]}
+        to_do = ray.data.from_items([{"group": n} for n in range(len(groups))], override_num_blocks=len(groups))
+        finished = lines - sum(each.range.lines for group in groups for each in group)
+        with context.progress.count("reading published files", lines, "lines", finished) as counter:
+            for outcome in to_do.flat_map(build).iter_rows():
+                done.append(outcome)
+                counter.advance(outcome["lines"])
+                published_rows.refuse_unreadable(done, lines, recipe.data.max_bad_fraction, workspace.path(REFUSED))
+    published_rows.refuse_unreadable(done, lines, recipe.data.max_bad_fraction, workspace.path(REFUSED))
+    return [each.part for each in parts]
+
+
+def _warn_of_other_form(context: Context) -> None:
+    section, language = context.recipe.instructions, context.recipe.language
+    if not section.rewrite_published and (language.dialect, language.prefix) != ("released", "speechgpt"):
+        context.progress.say(
+            "instructions.published: rows stay as published (the released dialect, the prefix speechgpt), while this "
+            f"recipe asks in the dialect {language.dialect} with the prefix {language.prefix or '(none)'}; "
+            "instructions.rewrite_published=true writes them in the recipe's"
+        )
 
 
 def read_instructions(file: str) -> "list[WrittenQuestion]":
@@ -114,7 +184,8 @@ def builder_of(recipe: "Recipe", workspace: "Workspace", written: "Sequence[Writ
         PromptFormat.of(recipe.language),
         recipe.instructions,
         recipe.seed,
-        spoken_answers(workspace, recipe.voices.answer),
+        # Without this run's own speech nothing is read of it, whatever lies there.
+        spoken_answers(workspace, recipe.voices.answer) if recipe.instructions.own else {},
         tuple(written) if recipe.instructions.multi_turn else (),
     )
 
@@ -142,11 +213,6 @@ def speaks(clip: Mapping[str, Any], voice: str) -> bool:
     return voice in (clip["voice"], clip["speaker"])
 
 
-def part_of(shard: str) -> str:
-    """The part of the rows that comes from this shard of units."""
-    return f"{ROWS}/{PurePosixPath(shard).name}"
-
-
 def utterance(clip: Mapping[str, Any], voice: str) -> "Utterance":
     """A row of the units table as the builder takes it."""
     from speechgpt.language.instructions import Utterance
@@ -161,33 +227,77 @@ def utterance(clip: Mapping[str, Any], voice: str) -> "Utterance":
     )
 
 
-def write_part(workspace: "Workspace", part: str, made: "Iterable[Row | Refusal]") -> None:
-    """Write rows as one part, with a tally of them and of what was refused."""
+def write_part(
+    workspace: "Workspace", part: str, made: "Iterable[Row | Refusal]", published: Mapping[str, Any] | None = None
+) -> None:
+    """Write rows as one part, with a tally of them and of what was refused; the refusals as a part of their own.
+
+    published: what is known about the lines that a published part is from; kept in the tally.
+    """
     from speechgpt.language.instructions import Row, tally
 
     items = list(made)
+    if refused := [item._asdict() for item in items if not isinstance(item, Row)]:
+        workspace.write_table(f"{REFUSED}/{part}", pa.Table.from_pylist(refused, REFUSED_SCHEMA))
     table = pa.Table.from_pylist([item._asdict() for item in items if isinstance(item, Row)], ROW_SCHEMA)
-    workspace.write_table(part, table.replace_schema_metadata({_TALLY: json.dumps(tally(items))}))
+    counted = tally(items) | ({"published": published} if published else {})
+    # Last, since its presence says that the part is finished.
+    workspace.write_table(f"{ROWS}/{part}", table.replace_schema_metadata({_TALLY: json.dumps(counted)}))
 
 
-def tally_of(workspace: "Workspace", part: str) -> dict[str, dict[str, int]]:
+def write_published(workspace: "Workspace", group: "Sequence[PublishedPart]", made: "PublishedRows") -> None:
+    """Write the parts of one task, one after the other."""
+    from speechgpt.language.instructions import Row
+
+    for each, lines in published_rows.rows_of(group, made):
+        items = list(lines)
+        kept = sum(isinstance(item, Row) for line in items for item in line)
+        facts = {"file": each.file, "name": each.name, "lines": len(items), "kept": kept}
+        write_part(workspace, each.part, chain.from_iterable(items), facts)
+
+
+def tally_of(workspace: "Workspace", part: str) -> dict[str, dict[str, Any]]:
     return json.loads(pq.read_schema(workspace.root(part), filesystem=workspace.fs).metadata[_TALLY])
 
 
-def total(tallies: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
-    """Tallies added up."""
-    sums: dict[str, Counter[str]] = {"rows": Counter(), "refused": Counter()}
+def _lines_of_files(tallies: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """{name in ids: its file, the lines in it that are not blank, those kept and those refused}."""
+    files: dict[str, dict[str, Any]] = {}
     for each in tallies:
-        for key, counts in each.items():
-            sums[key].update(counts)
-    return {key: dict(sorted(counts.items())) for key, counts in sums.items()}
+        if facts := each.get("published"):
+            one = files.setdefault(facts["name"], {"file": facts["file"], "lines": 0, "kept": 0, "refused": 0})
+            one["lines"] += facts["lines"]
+            one["kept"] += facts["kept"]
+            one["refused"] += facts["lines"] - facts["kept"]
+    return files
+
+
+def _outcome(workspace: "Workspace", part: "PublishedPart") -> dict[str, Any]:
+    """What a finished part came to: its lines, and those that are no rows."""
+    counts = tally_of(workspace, f"{ROWS}/{part.part}")
+    bad = sum(count for why, count in counts["refused"].items() if why.endswith(_UNREADABLE))
+    first = ""
+    if bad:
+        refused = workspace.read_table(f"{REFUSED}/{part.part}")
+        first = next(row["detail"] for row in refused.to_pylist() if row["reason"] == _UNREADABLE)
+    return {"lines": part.range.lines, "unreadable": bad, "first": first}
+
+
+def _build_published(
+    row: dict[str, Any], workspace: "Workspace", groups: Any, made: "PublishedRows"
+) -> list[dict[str, Any]]:
+    import ray
+
+    group = ray.get(groups)[row["group"]]
+    write_published(workspace, group, made)
+    return [_outcome(workspace, each) for each in group]
 
 
 def _build_shard(row: dict[str, Any], workspace: "Workspace", shared: Any, voice: str) -> dict[str, Any]:
     import ray
 
     # By reference, the builder with all spoken answers is copied to each node once and not to each task.
-    write_part(workspace, part_of(row["shard"]), _rows_of(workspace, row["shard"], ray.get(shared), voice))
+    write_part(workspace, PurePosixPath(row["shard"]).name, _rows_of(workspace, row["shard"], ray.get(shared), voice))
     return row
 
 
@@ -201,10 +311,17 @@ JOB = Job(
     name="instructions",
     part="instructions",
     run=run,
-    reads=("tokenize",),
-    sections=("world", "instructions", "language.dialect", "language.prefix", "voices.answer"),
-    files=lambda recipe: recipe.instructions.text_instructions,
-    partial=(ROWS,),
+    reads=lambda recipe, argument: ("tokenize",) if recipe.instructions.own else (),
+    sections=lambda recipe: (
+        "world",
+        "instructions",
+        "language.dialect",
+        "language.prefix",
+        "voices.answer",
+        *published_rows.sections(recipe),
+    ),
+    files=lambda recipe: recipe.instructions.text_instructions + recipe.instructions.published,
+    partial=(ROWS, REFUSED),
 )
 main = command(JOB)
 

@@ -8,7 +8,7 @@ column, if there is one, says what a spoken question should get back).
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +30,7 @@ from speechgpt.speech.config import DataSection, VoiceSection
 if TYPE_CHECKING:
     from speechgpt.evaluation.examination import Clip
     from speechgpt.evaluation.listening import Utterance
+    from speechgpt.evaluation.metrics import Bootstrap
     from speechgpt.evaluation.report import Sample
     from speechgpt.evaluation.scoring import Examined
 
@@ -40,6 +41,11 @@ _SAMPLES = 8
 """Dialogues that the report plays."""
 _CPUS = 0.5
 """Two of these actors work at a time, and must find room on a cluster of one CPU."""
+_RECORDED = "real recordings"
+_NOISE = 20.0
+"""dB below a recording, of the noise that its units should stand."""
+_TIMED, _TIMED_CORES = 31, 2
+"""Questions asked one at a time, the first of them uncounted, and the cores that their answers are made on."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,13 @@ def examine(
             "answers_aloud": scoring.beside_the_voice(examined, heard, quality, bootstrap),
         }
     figures["detail"] |= {"stages": table, "recogniser": ray.get(listener.recogniser.remote()), "unusable": unusable}
+    recorded = {clip.id: sounds[clip.id] for clip in apart.get(_RECORDED, [])}
+    if recorded:
+        edits = ray.get(listener.stability.remote(recorded, _NOISE, terms.seed))
+        figures["detail"]["unit_edits_in_noise"] = scoring.mean(edits, bootstrap)
     ray.kill(listener)
+    if apart:
+        figures["detail"]["alone"] = _converse(served, [sounds[clip.id] for clip in judged[:_TIMED]], terms, bootstrap)
     samples = [
         Sample(
             clip=clip,
@@ -170,7 +182,8 @@ def examine(
 
 
 def _by_voice(clips: Sequence["Clip"], terms: Terms) -> dict[str, list["Clip"]]:
-    """The clips whose resynthesis is judged apart: of the answer voice, and of voices that no training heard."""
+    """The clips whose resynthesis is judged apart: of the answer voice, of voices that no training heard, and real
+    recordings."""
     from speechgpt.language.script import spread
 
     count = terms.evaluation.by_voice
@@ -179,8 +192,32 @@ def _by_voice(clips: Sequence["Clip"], terms: Terms) -> dict[str, list["Clip"]]:
     parts = {
         "answer voice": [c for c in clips if c.group == "seen" and c.speaker == terms.answer_voice],
         "voices never heard": [c for c in clips if c.group == "stranger"],
+        _RECORDED: [c for c in clips if c.group == "recording"],
     }
     return {name: spread(members, count, terms.seed) for name, members in parts.items() if members}
+
+
+def _converse(
+    served: Served, questions: Sequence[bytes], terms: Terms, bootstrap: "Bootstrap"
+) -> dict[str, Any] | None:
+    """How long single questions wait for their answer, while nothing else runs; the first warms up and is not counted.
+
+    None where the cluster has not the cores for it.
+    """
+    import ray
+
+    from jobs.examiners import BundleConversation
+    from speechgpt.evaluation import scoring
+
+    cores = min(_TIMED_CORES, int(ray.cluster_resources().get("CPU", 0)))
+    if not cores:
+        return None
+    conversation: Any = ray.remote(num_cpus=cores)(BundleConversation).remote(
+        served.address, served.store, terms.generation, cores
+    )
+    timings = [ray.get(conversation.ask.remote(sound)) for sound in questions][1:]
+    ray.kill(conversation)
+    return {**scoring.waiting([each for each in timings if each is not None], bootstrap), "cores": cores}
 
 
 def _examine_bundle(served: Served, clips: Sequence["Clip"], terms: Terms, progress: Progress) -> "Examined":
@@ -280,7 +317,6 @@ def workspace_utterances(workspace: Workspace) -> list["Utterance"]:
     from pyarrow import dataset
 
     from speechgpt.evaluation.listening import Utterance
-    from speechgpt.runtime.recordings import read_bytes
 
     found = []
     if workspace.exists("speech"):
@@ -290,11 +326,19 @@ def workspace_utterances(workspace: Workspace) -> list["Utterance"]:
             known = (row["speaker"], row["text"], row["answer"], row["category"])
             found.append(Utterance(row["id"], "stranger" if row["stranger"] else "seen", *known, sound=row["audio"]))
     if workspace.exists("manifest/utterances.parquet"):
-        for row in workspace.read_table("manifest/utterances.parquet").to_pylist():
-            if row["split"] != "train" and row["text"]:
-                known = (row["speaker"] or "", row["text"], row["answer"], "recording")
-                found.append(Utterance(row["id"], "recording", *known, sound=read_bytes(row["path"])))
+        found += _recorded(workspace.read_table("manifest/utterances.parquet").to_pylist())
     return sorted(found, key=lambda utterance: utterance.id)
+
+
+def _recorded(rows: Sequence[dict[str, Any]]) -> "Iterator[Utterance]":
+    """The recordings with a text that training did not hear."""
+    from speechgpt.evaluation.listening import Utterance
+    from speechgpt.runtime.recordings import read_bytes
+
+    for row in rows:
+        if row["split"] != "train" and row["text"]:
+            known = (row["speaker"] or "", row["text"], row["answer"], "recording")
+            yield Utterance(row["id"], "recording", *known, sound=read_bytes(row["path"]))
 
 
 def manifest_utterances(manifest: str, limit: float) -> list["Utterance"]:
@@ -323,15 +367,23 @@ def manifest_utterances(manifest: str, limit: float) -> list["Utterance"]:
 
 
 def spoken_held_out(recipe: Recipe, workspace: Workspace, progress: Progress) -> list["Utterance"]:
-    """The recipe's held-out questions by every voice, in the same samples that its own pipeline judges."""
+    """The recipe's held-out questions by every voice, in the same samples that its own pipeline judges, and its
+    held-out recordings, if they are here."""
     import pyarrow.compute as pc
 
-    from jobs.manifest import prompts_of
+    from jobs.manifest import prompts_of, sources
     from jobs.synthesize import speak
+    from speechgpt.runtime.recordings import ManifestError, read_manifests
 
     prompts = prompts_of(recipe)
     speak(prompts.filter(pc.equal(prompts["split"], "heldout")), recipe, workspace, progress)
-    return workspace_utterances(workspace)
+    recordings = []
+    for source in sources(recipe):
+        try:
+            recordings += read_manifests([source]).rows
+        except ManifestError as error:
+            progress.say(f"evaluated without the recordings of {source}: {error}")
+    return sorted([*workspace_utterances(workspace), *_recorded(recordings)], key=lambda utterance: utterance.id)
 
 
 def loss_curves(recipe: Recipe, workspace: Workspace) -> dict[str, list[tuple[int, float]]]:

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 
+from speechgpt.evaluation.conversation import Conversation
 from speechgpt.evaluation.examination import Examiner
 from speechgpt.evaluation.listening import Listener
 from speechgpt.language.config import GenerationSection
@@ -14,6 +15,13 @@ class BundleListener(Listener):
 
     def __init__(self, address: str, store: str, recogniser: str) -> None:
         super().__init__(str(bundle.resolve(address, store)), recogniser)
+
+
+class BundleConversation(Conversation):
+    """A bundle that is asked one question at a time. address, store: as `bundle.resolve` takes them."""
+
+    def __init__(self, address: str, store: str, generation: GenerationSection, threads: int) -> None:
+        super().__init__(str(bundle.resolve(address, store)), generation, threads)
 
 
 class BundleExaminer(Examiner):

@@ -1,4 +1,4 @@
-"""Job `fit-units`: fit the codebook on frames of the training clips.
+"""Job `fit-units`: fit the codebook on frames of the training clips, or take one that is there.
 
 Reads `speech/`, the recordings and `encoder/`. Writes `encoder/kmeans.safetensors` and `reports/units.json`: inertia,
 dead units, how evenly the units are used, and units a second.
@@ -73,6 +73,12 @@ def run(context: Context) -> dict[str, Any]:
     report: dict[str, Any] = {}
     if recipe.codebook.init == "shipped":
         book = codebook.Codebook.load(str(resources.files("speechgpt") / "bundles" / "nano" / "encoder"))
+    elif recipe.codebook.init != "fit":
+        book = codebook.Codebook.load(recipe.codebook.init)
+        if book.clusters != recipe.codebook.clusters:
+            raise JobError(
+                f"codebook.clusters: {recipe.codebook.clusters}, but {recipe.codebook.init} has {book.clusters} units"
+            )
     else:
         context.progress.say(f"fitting {recipe.codebook.clusters} units on {len(frames)} frames of {len(clips)} clips")
         book, report = codebook.fit(
@@ -171,13 +177,19 @@ def training_clips(workspace: "Workspace") -> list[Clip]:
     return clips
 
 
+def _files(recipe: "Recipe") -> list[str]:
+    """The codebook that is taken as it is, if one is."""
+    init = recipe.codebook.init
+    return [] if init == "fit" else [_SHIPPED if init == "shipped" else f"{init}/kmeans.safetensors"]
+
+
 JOB = Job(
     name="fit-units",
     part="encoder",
     run=run,
     reads=("manifest", "synthesize", "train-encoder"),
     sections=("codebook", "data"),
-    files=lambda recipe: [_SHIPPED] if recipe.codebook.init == "shipped" else [],
+    files=_files,
 )
 main = command(JOB)
 

@@ -18,6 +18,7 @@ def check(recipe: Recipe) -> None:
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
+    from jobs import published_rows
     from jobs.build_instructions import read_instructions
     from speechgpt.evaluation import recogniser
     from speechgpt.speech import teacher
@@ -29,6 +30,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield from _tried(f"voices: {name}", Voice, voice)
     for file in recipe.instructions.text_instructions:
         yield from _tried("", read_instructions, file)
+    for file in recipe.instructions.published:
+        yield from _tried("", published_rows.check, file)
     if recipe.encoder.init == "scratch":
         yield from _tried("encoder.training.teacher", teacher.check, recipe.encoder.training.teacher)
     if recipe.evaluation.recogniser != "none":
@@ -36,7 +39,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     if recipe.language.base.endswith((".gguf", pretrained.PACKAGED)):
         yield from _tried("language.base", pretrained.locate, recipe.language.base)
     places = {"encoder.init": recipe.encoder.init, "language.base": recipe.language.base}
-    for key, place in (places | {"vocoder.init": recipe.vocoder.init}).items():
+    places |= {"vocoder.init": recipe.vocoder.init, "codebook.init": recipe.codebook.init}
+    for key, place in places.items():
         if place.startswith(("/", "./", "../", "~")) and not place.endswith(".gguf") and not Path(place).is_dir():
             yield f"{key}: {place}: no such directory"
 

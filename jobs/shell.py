@@ -21,7 +21,7 @@ import typer
 
 from speechgpt.recipe import Recipe, RecipeError, load
 from speechgpt.runtime.progress import Progress
-from speechgpt.runtime.recordings import read_bytes
+from speechgpt.runtime.recordings import open_binary
 from speechgpt.runtime.tracking import Run, Tracking
 from speechgpt.runtime.workspace import Workspace
 
@@ -69,7 +69,7 @@ class Job:
     """Returns {"figures": {name: number}, "outputs": [workspace-relative name]}."""
     reads: tuple[str, ...] | Callable[[Recipe, str | None], tuple[str, ...]] = ()
     """Jobs whose outputs it reads: `tokenize`, or `train-base` for a job with an argument."""
-    sections: tuple[str, ...] = ()
+    sections: tuple[str, ...] | Callable[[Recipe], tuple[str, ...]] = ()
     """Parts of the recipe that the result depends on, e.g. `encoder` or `stages.{argument}`; the seed always counts."""
     variants: tuple[str, ...] = ()
     """Values that the command's argument may take; without variants there is no argument."""
@@ -98,7 +98,8 @@ def execute(
     progress = Progress(silent=json)
     marker = f"{job.part}/_done/{title}.json"
     inputs = {name: _finished(workspace, name, reader=title)["digest"] for name in _reads(job, recipe, argument)}
-    fingerprint = _fingerprint(recipe, _filled(job.sections, argument), inputs, job.files(recipe))
+    sections = _filled(job.sections(recipe) if callable(job.sections) else job.sections, argument)
+    fingerprint = _fingerprint(recipe, sections, inputs, job.files(recipe))
     earlier = workspace.read_json(marker) if workspace.exists(marker) else None
     if earlier and earlier["fingerprint"] == fingerprint and all(workspace.exists(name) for name in earlier["outputs"]):
         progress.say(f"{title}: done already")
@@ -110,7 +111,7 @@ def execute(
     with tracking.run(title, parent_run, inputs, tags) as run:
         workspace.write_json(started, {"fingerprint": fingerprint, "run_id": run.id})
         run.log_text(recipe.yaml(), "recipe.yaml")
-        run.log_params(_flat(_chosen(recipe, _filled(job.sections, argument))))
+        run.log_params(_flat(_chosen(recipe, sections)))
         began = time.monotonic()
         progress.say(f"{title}: started")
         result = job.run(Context(recipe, workspace, progress, run, argument))
@@ -275,16 +276,17 @@ def _chosen(recipe: Recipe, sections: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _fingerprint(recipe: Recipe, sections: tuple[str, ...], inputs: dict[str, str], files: Iterable[str]) -> str:
-    contents = {name: hashlib.sha256(_content(name)).hexdigest() for name in files}
+    contents = {name: _content_digest(name) for name in files}
     return _hash({"recipe": _chosen(recipe, sections), "inputs": inputs, "files": contents})
 
 
-def _content(name: str) -> bytes:
-    """A file's bytes; none for one that cannot be read, which the job itself will report."""
+def _content_digest(name: str) -> str:
+    """sha256 of a file; of nothing for one that cannot be read, which the job itself will report."""
     try:
-        return read_bytes(name)
+        with open_binary(name) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     except OSError:
-        return b""
+        return hashlib.sha256().hexdigest()
 
 
 def _hash(value: Any) -> str:

@@ -10,9 +10,13 @@ skips what is there and ends in the same bytes as one that was not. (Ray Data's 
 names files by run; it could not promise that.)
 """
 
+import hashlib
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
@@ -147,30 +151,42 @@ class Tokenizer:
 
         torch.set_num_threads(max(1, int(recipe.resources.tokenisation.cpus)))
         self._workspace = workspace
-        self._longest = recipe.data.max_seconds
+        self._longest = None if recipe.encoder.long else recipe.data.max_seconds
         with workspace.fetch("encoder") as directory:
-            self._encoder = SpeechEncoder.load(directory, recipe.encoder.batch_seconds)
+            self._encoder = SpeechEncoder.load(directory, recipe.encoder.batch_seconds, recipe.encoder.long)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        import numpy as np
-
         from speechgpt.runtime.recordings import QUARANTINE_SCHEMA
 
         shard = Shard(row["name"], row["file"], row["first"], row["count"])
         rows = self._workspace.read_table(shard.file).slice(shard.first, shard.count).to_pylist()
-        with ThreadPoolExecutor(_DECODERS) as pool:
-            heard = list(pool.map(lambda clip: _listen(clip, shard.file, self._longest), rows))
-        good = [clip for clip in heard if isinstance(clip, _Heard)]
-        bad = [clip for clip in heard if not isinstance(clip, _Heard)]
-        table = [
-            {**clip.columns, "units": units.astype(np.int16), "durations": durations.astype(np.int16)}
-            for clip, (units, durations) in zip(good, self._encoder.encode([clip.wave for clip in good]), strict=True)
-        ]
+        with tempfile.TemporaryDirectory(prefix="speechgpt-tokenize-") as folder:
+            with ThreadPoolExecutor(_DECODERS) as pool:
+                heard = list(pool.map(lambda clip: _listen(clip, shard.file, self._longest, Path(folder)), rows))
+            good = [clip for clip in heard if isinstance(clip, _Heard)]
+            bad = [clip for clip in heard if not isinstance(clip, _Heard)]
+            encoded = self._encode(good)
+        bad += [made for made in encoded if "reason" in made]
+        table = [made for made in encoded if "units" in made]
         if bad:
             self._workspace.write_table(shard.quarantine, pa.Table.from_pylist(bad, QUARANTINE_SCHEMA))
         # Last, since its presence says that the shard is finished.
         self._workspace.write_table(shard.units, pa.Table.from_pylist(table, UNITS_SCHEMA))
         return tally(self._workspace, shard)
+
+    def _encode(self, clips: "list[_Heard]") -> list[dict[str, Any]]:
+        """Of each clip its row of the units table, or of the quarantine table."""
+        if self._longest is not None:
+            units = self._encoder.encode([clip.wave for clip in clips])
+            return [clip.row(*found) for clip, found in zip(clips, units, strict=True)]
+        rows = []
+        for clip in clips:
+            try:
+                rows.append(clip.row(*self._encoder.encode([clip.wave])[0]))
+            except ValueError as error:
+                detail = f"{clip.columns['utterance_id']}: {error}"
+                rows.append({"source": clip.columns["source"], "reason": "monotonous", "detail": detail})
+        return rows
 
 
 def tally(workspace: "Workspace", shard: Shard) -> dict[str, Any]:
@@ -190,18 +206,25 @@ class _Heard:
     wave: Any
     columns: dict[str, Any]
 
+    def row(self, units: Any, durations: Any) -> dict[str, Any]:
+        return {**self.columns, "units": units, "durations": durations}
 
-def _listen(row: dict[str, Any], file: str, longest: float) -> "_Heard | dict[str, str]":
-    """Decode one clip: its wave and the columns that go with its units, or its row of the quarantine table."""
-    import hashlib
 
+def _listen(row: dict[str, Any], file: str, longest: float | None, folder: Path) -> "_Heard | dict[str, str]":
+    """Decode one clip: its wave and the columns that go with its units, or its row of the quarantine table.
+
+    longest: seconds; None takes any length, by way of files in `folder`.
+    """
     from speechgpt.runtime.recordings import sound_of
     from speechgpt.speech import audio
 
     source = row["path"] if "path" in row else f"{file}#{row['id']}"
     try:
-        data = sound_of(row)
-        wave = audio.decode(data, max_seconds=longest)
+        if longest is None and "audio" not in row:
+            wave, sha256 = _from_disk(row["path"], folder / hashlib.sha256(row["id"].encode()).hexdigest())
+        else:
+            data = sound_of(row)
+            wave, sha256 = audio.decode(data, max_seconds=longest), hashlib.sha256(data).hexdigest()
     except audio.AudioError as error:
         return {"source": source, "reason": error.reason, "detail": f"{row['id']}: {error.detail}"}
     except OSError as error:
@@ -211,11 +234,26 @@ def _listen(row: dict[str, Any], file: str, longest: float) -> "_Heard | dict[st
         "utterance_id": row["id"],
         "seconds": len(wave) / audio.SAMPLE_RATE,
         "source": source,
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": sha256,
         "role": row.get("role") or "recording",
         "stranger": bool(row.get("stranger")),
     }
     return _Heard(wave, kept | own)
+
+
+def _from_disk(path: str, draft: Path) -> tuple[Any, str]:
+    """A recording of any length as a memory-mapped wave, and its sha256. draft: a free name for files on the way."""
+    from speechgpt.runtime.recordings import PACKAGE, open_binary
+    from speechgpt.speech import audio
+
+    local = Path(path)
+    if path.startswith(("s3://", PACKAGE)):
+        local = draft.with_suffix(".sound")
+        with open_binary(path) as source, local.open("wb") as target:
+            shutil.copyfileobj(source, target)
+    with local.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return audio.decode_onto_disk(local, draft.with_suffix(".f32")), digest
 
 
 def _refuse_too_many(
@@ -252,7 +290,8 @@ JOB = Job(
     part="units",
     run=run,
     reads=("manifest", "synthesize", "train-encoder", "fit-units"),
-    sections=("data",),
+    # Only where it is set: a run without it is the run that it was before there was such a key.
+    sections=lambda recipe: ("data", "encoder.long") if recipe.encoder.long else ("data",),
     partial=("units",),
 )
 main = command(JOB)

@@ -305,7 +305,15 @@ JOB = Job(
     part="encoder",
     run=run,
     reads=("manifest", "synthesize"),
-    sections=("encoder", "data"),
+    # All of the encoder but `long`, which training does not depend on.
+    sections=(
+        "encoder.init",
+        "encoder.layer",
+        "encoder.architecture",
+        "encoder.batch_seconds",
+        "encoder.training",
+        "data",
+    ),
     files=lambda recipe: [f"{_SHIPPED}/model.safetensors"] if recipe.encoder.init == "shipped" else [],
     partial=(_TARGETS, _TEACHER, "checkpoints/encoder"),
 )

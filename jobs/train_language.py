@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -109,6 +111,9 @@ def _starting_model(context: Context) -> str:
         rows = sorted(row for row in workspace.read_table(_ROWS)["plain_text"].to_pylist())
         with ExitStack() as opened:
             base = recipe.language.base
+            if base == "shipped":
+                _copy_shipped(workspace, opened.enter_context(workspace.stage(start)))
+                return start
             if base.startswith("s3://"):
                 base = str(opened.enter_context(Workspace(base).fetch("")))
             directory = opened.enter_context(workspace.stage(start))
@@ -116,6 +121,19 @@ def _starting_model(context: Context) -> str:
                 directory, recipe.language, None if base == "scratch" else base, rows, centroids, recipe.seed
             )
     return start
+
+
+def _copy_shipped(workspace: "Workspace", directory: Path) -> None:
+    """The shipped nano's language model, to be trained on. Raises JobError if the workspace has other units."""
+    with resources.as_file(resources.files("speechgpt") / "bundles" / "nano") as bundle:
+        if (bundle / "encoder" / "kmeans.safetensors").read_bytes() != workspace.read_bytes(
+            "encoder/kmeans.safetensors"
+        ):
+            raise JobError(
+                "language.base: the shipped language model knows the shipped units; "
+                "set encoder.init and codebook.init to shipped, too"
+            )
+        shutil.copytree(bundle / "language", directory, dirs_exist_ok=True)
 
 
 def _blocks(context: Context, start: str) -> tuple["ray.data.Dataset", str, dict[str, float]]:

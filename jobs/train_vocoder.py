@@ -12,6 +12,8 @@ _FINAL = "vocoder"
 _SHIPPED = "package:bundles/nano/vocoder"
 _OTHERS, _DISGUISES = 4, 2
 """Voices that say the same, and disguises where nobody does: each takes as much room as the clip's own features."""
+_MEASURED = 200
+"""Clips whose length the predicted durations are brought to."""
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def _train(config: dict[str, Any]) -> None:
     from speechgpt.speech import audio
     from speechgpt.speech.codebook import Codebook
     from speechgpt.speech.vocoder import Vocoder
-    from speechgpt.training.vocoding import Recording, VocoderTrainer, train
+    from speechgpt.training.vocoding import Recording, VocoderTrainer, calibrate_durations, train
 
     recipe, workspace = config["recipe"], config["workspace"]
     section = recipe.vocoder.training
@@ -203,6 +205,7 @@ def _train(config: dict[str, Any]) -> None:
                 vocoder = Vocoder(copy)
                 if copy.from_centroids is not None:
                     vocoder.fit_codebook(codebook.centroids)
+                calibrate_durations(vocoder, codebook, map(recording, range(min(_MEASURED, len(table)))))
                 vocoder.save(Path(folder, "vocoder"))
                 saved = ray.train.Checkpoint.from_directory(folder)
             ray.train.report({"step": step, **losses}, checkpoint=saved)

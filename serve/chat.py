@@ -57,12 +57,20 @@ def main(
         str | None, typer.Option(help="A running service, instead of a bundle: http://127.0.0.1:8000")
     ] = None,
     recipe: Annotated[str, typer.Option(help="Whose `serving` and `generation` sections hold.")] = "nano",
-    output_dir: Annotated[Path, typer.Option(help="Where answers are kept.")] = Path("output"),
+    output_dir: Annotated[Path, typer.Option("--output-dir", "--output", help="Where answers are kept.")] = Path(
+        "output"
+    ),
     ask: Annotated[
         str | None, typer.Option(help="One question, typed or a sound file, instead of a conversation.")
     ] = None,
+    compat: Annotated[
+        bool, typer.Option("--compat", help="As the original's console: its prompts, its `responses.json`.")
+    ] = False,
+    lines: Annotated[
+        Path | None, typer.Option("--input", help="With --compat: a file with one question a line.")
+    ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="With --ask: print one JSON object and nothing else.")
+        bool, typer.Option("--json", help="With --ask or --input: print one JSON object and nothing else.")
     ] = False,
 ) -> None:
     """Talk to a service or a bundle."""
@@ -70,10 +78,19 @@ def main(
     from speechgpt.runtime.bundle import BundleError
     from speechgpt.runtime.tracking import TrackingError
 
-    if as_json and ask is None:
-        raise typer.BadParameter("--json needs --ask", param_hint="--json")
+    if as_json and ask is None and lines is None:
+        raise typer.BadParameter("--json needs --ask or --input", param_hint="--json")
+    if lines is not None and (not compat or ask is not None):
+        raise typer.BadParameter("--input needs --compat, and goes without --ask", param_hint="--input")
+    if compat and url:
+        raise typer.BadParameter("--compat asks a bundle in this process; a service gives no units", param_hint="--url")
     with asyncio.Runner() as runner:
         try:
+            if compat:
+                from serve.compat import run
+
+                run(bundle, recipe, runner, output_dir, ask, lines, as_json)
+                return
             client = _service(url) if url else _bundle(bundle, recipe)
             partner = Partner(client, runner)
             if ask is not None:
@@ -114,14 +131,25 @@ def understand(line: str) -> Spoken | Written:
     Raises ChatError for what looks like a sound file but is not there.
     """
     instruction, mark, given = line.rpartition(INPUT_MARK)
-    given = given.strip()
-    file = Path(given).expanduser()
-    looks_like_file = file.suffix.lower() in SOUND_FILES
-    if looks_like_file and file.is_file():
+    if file := sound_file(given):
         return Spoken(file, dictation=bool(mark))
-    if looks_like_file and " " not in given:
+    return Written(given.strip(), reading=bool(mark and instruction.strip()))
+
+
+def sound_file(text: str) -> Path | None:
+    """The sound file that a piece of a line names, or None where it is text.
+
+    Raises ChatError for what looks like a sound file but is not there.
+    """
+    given = text.strip()
+    file = Path(given).expanduser()
+    if file.suffix.lower() not in SOUND_FILES:
+        return None
+    if file.is_file():
+        return file
+    if " " not in given:
         raise ChatError(f"{given}: no such file")
-    return Written(given, reading=bool(mark and instruction.strip()))
+    return None
 
 
 def told(answer: Answer, record: dict[str, Any], output_dir: Path) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from speechgpt.language.config import GenerationSection, ReplyForm
 
 if TYPE_CHECKING:
+    from speechgpt.language.console import Part
     from speechgpt.language.model import SpeechLanguageModel
     from speechgpt.language.prompts import Kind, Turn
     from speechgpt.language.segments import Segment
@@ -50,7 +51,15 @@ class Read:
     sampling: Sampling
 
 
-Task = Ask | Dictate | Read
+@dataclass(frozen=True)
+class Typed:
+    """A line of the published console (see `speechgpt.language.console`)."""
+
+    parts: "tuple[Part, ...]"
+    sampling: Sampling
+
+
+Task = Ask | Dictate | Read | Typed
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,7 @@ class Prompter:
         return self._model.vocabulary.unit_count
 
     def prompt(self, task: Task) -> Prompt | TooLong:
+        from speechgpt.language import console
         from speechgpt.language.prompts import kind_of
 
         prompts = self._model.prompts
@@ -125,6 +135,10 @@ class Prompter:
                 segments, kind = prompts.transcription(units), "transcribe"
             case Read(text, sampling):
                 segments, kind = prompts.speaking(text), "speak"
+            case Typed(parts, sampling) if self._model.vocabulary.markers == "released":
+                segments, kind = console.published_prompt(prompts.prefix, parts), console.task(parts)
+            case Typed(parts, sampling):
+                segments, kind = console.taught_prompt(prompts, parts)
         ids = self._model.vocabulary.encode_prompt(segments)
         context = self._model.model.config.max_position_embeddings
         if len(ids) >= context:

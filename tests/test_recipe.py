@@ -80,3 +80,48 @@ def test_files_that_are_no_recipe(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "odd.yaml").write_text(text)
     with pytest.raises(RecipeError, match=rf"odd\.yaml.*{said}"):
         load(tmp_path / "odd.yaml")
+
+
+SCRIPTS = {"adaptation": (3, 8, 1024, 5e-5), "crossmodal": (6, 12, 512, 2e-5), "chain": (12, 4, 1024, 2e-5)}
+"""Blocks a GPU, accumulation, tokens, rate of the published scripts (SPEC 2.4)."""
+PAPER = {"adaptation": (768, 900), "crossmodal": (1536, 4000), "chain": (128, 4200)}
+"""Batch and steps of the paper (SPEC 1.5)."""
+
+
+@pytest.mark.parametrize("size", ["7b", "13b"])
+def test_the_published_sizes_come_with_the_scripts_and_the_papers_settings(size: str) -> None:
+    scripts = load("speechgpt-7b" if size == "7b" else "speechgpt-13b-scripts")
+    paper = load("speechgpt-7b-paper" if size == "7b" else "speechgpt-13b")
+    for name, stage in scripts.stages.items():
+        assert (stage.micro_batch, stage.accumulation, stage.block, stage.learning_rate) == SCRIPTS[name]
+    for name, stage in paper.stages.items():
+        assert (stage.micro_batch * stage.accumulation * paper.engine.workers, stage.steps) == PAPER[name]
+    for recipe, dialect, decoding in ((scripts, "released", (0.7, 50, 0.8)), (paper, "paper", (0.8, 60, 0.8))):
+        assert recipe.language.base.endswith(f"llama-{size}")
+        assert (recipe.language.dialect, recipe.language.markers, recipe.codebook.clusters) == (
+            dialect,
+            "released",
+            1000,
+        )
+        lora = recipe.stages["chain"].lora
+        assert lora and (lora.rank, lora.alpha, lora.dropout, lora.target_modules) == (
+            8,
+            16,
+            0.05,
+            ("q_proj", "v_proj"),
+        )
+        assert [stage.lora for stage in recipe.stages.values()][:2] == [None, None]
+        generation = recipe.generation
+        assert (generation.temperature, generation.top_k, generation.top_p) == decoding
+        assert generation.max_new_tokens == 2048
+
+
+def test_a_decoding_preset_gives_way_to_explicit_values(tmp_path: Path) -> None:
+    paper = load("speechgpt-7b", ("generation.preset=paper",)).generation
+    assert (paper.temperature, paper.top_k) == (0.8, 60)
+    mixed = load("speechgpt-7b", ("generation.preset=paper", "generation.top_k=5", "generation.temperature=0"))
+    assert (mixed.generation.temperature, mixed.generation.top_k, mixed.generation.top_p) == (0, 5, 0.8)
+    (tmp_path / "resolved.yaml").write_text(mixed.yaml())
+    assert load(tmp_path / "resolved.yaml") == mixed
+    with pytest.raises(RecipeError, match=r"generation\.preset: .*'released' or 'paper'"):
+        load("speechgpt-7b", ("generation.preset=authors",))

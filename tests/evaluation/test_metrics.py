@@ -8,6 +8,7 @@ from speechgpt.evaluation.metrics import (
     Bootstrap,
     Score,
     exact_matches,
+    median,
     perplexity,
     share,
     word_error_rate,
@@ -74,3 +75,10 @@ def test_perplexity_of_an_even_guess_is_the_number_of_choices():
     score = perplexity([10 * math.log(8), 5 * math.log(8)], [10, 5], NO_INTERVAL)
     assert score is not None
     assert score.value == pytest.approx(8)
+
+
+def test_a_median_has_an_interval_too():
+    assert median([], Bootstrap()) is None
+    assert median([3.0, 1.0, 9.0], NO_INTERVAL) == Score(3.0, 3.0, 3.0, 3)
+    score = median([float(n) for n in range(100)], Bootstrap())
+    assert score is not None and score.low < score.value == 49.5 < score.high

@@ -1,3 +1,6 @@
+import pytest
+
+from speechgpt.evaluation.conversation import Timing
 from speechgpt.evaluation.examination import Clip, UnitLoss
 from speechgpt.evaluation.metrics import Bootstrap
 from speechgpt.evaluation.scoring import (
@@ -6,8 +9,10 @@ from speechgpt.evaluation.scoring import (
     beside_the_voice,
     figures,
     headline,
+    mean,
     resynthesis,
     stage_figures,
+    waiting,
 )
 from speechgpt.language.answers import Answer
 
@@ -123,6 +128,19 @@ def test_the_headline_s_resynthesis_is_of_the_judged_clips_alone():
 def test_answers_stand_beside_the_voice_that_says_the_same():
     examined = Examined(replies={"a": said("it is four"), "b": said("it is five")})
     heard = Heard(answers={"a": "it is for", "b": "it is five"}, said={"a": "it is four"})
-    beside = beside_the_voice(examined, heard, {"model": {"a": 3.0, "b": 4.0}, "voice": {"a": 4.5}}, PLAIN)
+    opinions = {"model": {"dnsmos": {"a": 3.0, "b": 4.0}}, "voice": {"dnsmos": {"a": 4.5}}}
+    beside = beside_the_voice(examined, heard, opinions, PLAIN)
     assert beside["model_wer"]["value"] == 1 / 3 and beside["voice_wer"]["value"] == 0.0
-    assert beside["model_quality"]["value"] == 3.5 and beside["voice_quality"]["value"] == 4.5
+    assert beside["model_dnsmos"]["value"] == 3.5 and beside["voice_dnsmos"]["value"] == 4.5
+
+
+def test_waits_are_medians_and_set_against_the_length_of_the_answer():
+    measured = waiting([Timing(1.0, 2.0), Timing(3.0, 2.0), Timing(8.0, 1.0)], PLAIN)
+    assert measured["first_audio"]["value"] == 3.0
+    assert measured["real_time_factor"]["value"] == 1.5
+    assert waiting([], PLAIN) == {"first_audio": None, "real_time_factor": None}
+
+
+def test_a_mean_is_over_the_clips():
+    assert (mean({"a": 0.1, "b": 0.3}, PLAIN) or {})["value"] == pytest.approx(0.2)
+    assert mean({}, PLAIN) is None

@@ -177,6 +177,17 @@ def test_strangers_speak_held_out_questions_and_nothing_else():
     assert not any(p.stranger for p in prompts if p.voice != "other")
 
 
+def test_a_voice_of_a_small_share_speaks_seldom_and_one_that_is_not_examined_in_training_alone():
+    slow = VoiceSection(engine="tone", share=0.1, examined=False)
+    voices = VOICES.model_copy(update={"questions": {**VOICES.questions, "slow": slow}, "clips_per_question": 1})
+    many = [Question(f"q{n}", "sums", f"sum {n}", "it is one", "train") for n in range(1000)] + QUESTIONS
+    prompts = script(many, [], voices, held_out=4, seed=1)
+    often = Counter(p.voice for p in prompts if p.role == "question" and p.split == "train")
+    assert sum(often.values()) == 1000 + 12
+    assert 15 <= often["slow"] <= 55 and min(often[name] for name in VOICES.questions) > 250
+    assert {p.voice for p in prompts if p.split == "heldout"} == {*VOICES.questions, "other"}
+
+
 def test_the_script_depends_on_its_arguments_alone():
     arguments = (["read this"], VOICES, 4)
     assert script(QUESTIONS, *arguments, 1) == script(list(reversed(QUESTIONS)), *arguments, 1)

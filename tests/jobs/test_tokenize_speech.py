@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 from jobs.shell import Context, JobError
-from jobs.tokenize_speech import UNITS_SCHEMA, plan, run, runs
+from jobs.tokenize_speech import UNITS_SCHEMA, Tokenizer, plan, run, runs
 from speechgpt.recipe import Recipe, load
 from speechgpt.runtime.progress import Progress
 from speechgpt.runtime.recordings import UTTERANCE_SCHEMA
@@ -17,6 +17,7 @@ from speechgpt.runtime.tracking import Run
 from speechgpt.runtime.workspace import Workspace
 from speechgpt.speech import audio, hubert
 from speechgpt.speech.codebook import Codebook
+from speechgpt.speech.config import LongAudioSection
 from speechgpt.speech.encoder import SpeechEncoder
 
 
@@ -182,6 +183,51 @@ def test_long_recordings_are_split_over_shards_by_what_they_hold(tmp_path):
         "units/part-recordings-00000.parquet",
         "units/part-recordings-00001.parquet",
     ]
+
+
+@pytest.mark.parametrize("mode", ["overlapped", "published"])
+def test_clips_of_any_length_become_units_where_the_recipe_says_how(workspace, tmp_path, mode):
+    """Without Ray: the actor is handed its shard."""
+    sounds = {"long": speech(4.3), "short": speech(0.8, 1), "stereo": np.stack([speech(3, 2), speech(3, 3)], axis=1)}
+    for name, sound in sounds.items():
+        soundfile.write(tmp_path / f"{name}.wav", sound, 16000, subtype="FLOAT")
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16000, np.float32), 16000)
+    recordings(workspace, *(tmp_path / f"{name}.wav" for name in [*sounds, "silent"]))
+    shards = plan(workspace, 2.0)
+
+    def tokenized(*overrides: str) -> tuple[dict[str, dict], dict[str, str]]:
+        worker = Tokenizer(workspace, load("tiny", ("data.max_seconds=2", *overrides)))
+        for shard in shards:
+            worker(vars(shard))
+        rows = {row["utterance_id"]: row for row in workspace.read_table("units").to_pylist()}
+        refused = {Path(row["source"]).stem: row["reason"] for row in workspace.read_table("quarantine").to_pylist()}
+        return rows, refused
+
+    rows, refused = tokenized()
+    assert set(rows) == {"short"} and refused == {"long": "too_long", "stereo": "too_long", "silent": "silent"}
+    short = rows["short"]
+    rows, refused = tokenized(f"encoder.long={{mode: {mode}, seconds: 1, context_seconds: 0.5}}")
+    assert set(rows) == set(sounds) and refused == {"silent": "silent"}
+    assert rows["short"] == short
+    assert rows["long"]["seconds"] == 4.3 and rows["stereo"]["seconds"] == 3
+    lost = 0 if mode == "overlapped" else 4
+    assert sum(rows["long"]["durations"]) == hubert.frame_count(int(4.3 * 16000)) - lost
+    section = LongAudioSection(mode=mode, seconds=1, context_seconds=0.5)
+    with workspace.fetch("encoder") as directory:
+        (alone,) = SpeechEncoder.load(directory, long=section).encode([sounds["stereo"].mean(axis=1)])
+    assert rows["stereo"]["units"] == alone.units.tolist(), "mixed down, not one channel after the other"
+
+
+def test_the_long_mode_is_part_of_what_units_depend_on_and_of_nothing_before_them():
+    from jobs import tokenize_speech, train_encoder
+    from jobs.shell import _chosen
+
+    plain, long = load("tiny"), load("tiny", ("encoder.long={mode: published}",))
+    assert "encoder.long" not in tokenize_speech.JOB.sections(plain)
+    assert "encoder.long" in tokenize_speech.JOB.sections(long)
+    assert _chosen(plain, train_encoder.JOB.sections) == _chosen(long, train_encoder.JOB.sections)
+    named = {name.removeprefix("encoder.") for name in train_encoder.JOB.sections if name.startswith("encoder.")}
+    assert named == set(type(plain.encoder).model_fields) - {"long"}
 
 
 def test_nothing_to_do_says_what_to_run(tmp_path):

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +175,15 @@ def _tracking(workspace: Workspace) -> str:
     from speechgpt.runtime.tracking import Tracking
 
     return Tracking.open(recipes.load("tiny").tracking, workspace, "tiny").uri
+
+
+def test_the_shipped_model_is_trained_on_only_with_the_units_that_it_knows(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "work")
+    shipped = resources.files("speechgpt") / "bundles" / "nano"
+    workspace.write_bytes("encoder/kmeans.safetensors", save({"centroids": np.zeros((4, 2), np.float32)}))
+    with pytest.raises(shell.JobError, match="codebook.init"):
+        train_language._copy_shipped(workspace, tmp_path)
+    workspace.write_bytes("encoder/kmeans.safetensors", (shipped / "encoder" / "kmeans.safetensors").read_bytes())
+    train_language._copy_shipped(workspace, tmp_path)
+    weights = (shipped / "language" / "model.safetensors").read_bytes()
+    assert (tmp_path / "model.safetensors").read_bytes() == weights

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechgpt.language.config import InstructionsSection
-from speechgpt.language.instructions import Refusal, Row, RowBuilder, Utterance, WrittenQuestion, tally
+from speechgpt.language.instructions import Refusal, Row, RowBuilder, Utterance, WrittenQuestion, tally, total
 from speechgpt.language.prompts import META, Exchange, PromptFormat, descriptions, read_row
 from speechgpt.language.segments import find_marker
 
@@ -163,4 +163,14 @@ def test_every_row_reads_back_as_what_it_was_made_from(dialect, text, answer, he
 
 def test_a_tally_counts_rows_and_refusals():
     made = [*builder().of_utterance(QUESTION), Refusal("x", "s2s", "marker"), Refusal("y", "s2s", "marker")]
-    assert tally(made) == {"rows": {"s2s": 1, "s2t": 1, "transcribe": 1, "units": 1}, "refused": {"s2s: marker": 2}}
+    counted = tally(made)
+    assert counted == {
+        "rows": {"s2s": 1, "s2t": 1, "transcribe": 1, "units": 1},
+        "refused": {"s2s: marker": 2},
+        "examples": {"s2s: marker": ["x", "y"]},
+    }
+    more = tally([Refusal(f"z{n}", "s2s", "marker") for n in range(9)])
+    assert more["refused"] == {"s2s: marker": 9} and more["examples"] == {"s2s: marker": ["z0", "z1", "z2", "z3", "z4"]}
+    both = total([counted, more])
+    assert both["rows"] == counted["rows"] and both["refused"] == {"s2s: marker": 11}
+    assert both["examples"] == {"s2s: marker": ["x", "y", "z0", "z1", "z2"]}

@@ -109,3 +109,40 @@ def test_a_length_that_lies_in_the_header_does_not_escape_the_limit() -> None:
 def test_an_unknown_format_is_named() -> None:
     with pytest.raises(ValueError, match="aiff"):
         audio.encode(tone(), "aiff")
+
+
+@pytest.mark.parametrize("format", ["wav", "flac", "mp3", "opus", "m4a"])
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_a_file_decoded_onto_disk_is_the_file_decoded_at_once(tmp_path, format: str, rate: int, monkeypatch) -> None:
+    monkeypatch.setattr(audio, "_BLOCK_SECONDS", 1)
+    sound = np.random.default_rng(0).normal(size=int(3.3 * rate)).astype(np.float32) * 0.2
+    if format == "m4a":
+        data = m4a(sound, rate)
+    else:
+        stereo = np.stack([sound, np.zeros_like(sound)], axis=1)
+        data = wav(stereo, rate) if format == "wav" else audio.encode(tone(3.3), format)
+    file = tmp_path / f"a.{format}"
+    file.write_bytes(data)
+    found = audio.decode_onto_disk(file, tmp_path / "a.f32")
+    np.testing.assert_allclose(found, audio.decode(data), atol=1e-5)
+    assert found.dtype == np.float32 and not found.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (wav(tone(1.0)[:0], 16_000), "empty"),
+        (wav(tone(1.0)[:300], 16_000), "too_short"),
+        (wav(np.zeros(16_000, np.float32), 16_000), "silent"),
+        (wav(tone(3.0), 16_000)[:60_000], "truncated"),
+        (b"a letter, not a recording", "unreadable"),
+    ],
+)
+def test_bad_files_are_refused_on_the_way_to_disk_as_they_are_otherwise(tmp_path, content: bytes, reason: str) -> None:
+    file = tmp_path / "a.wav"
+    file.write_bytes(content)
+    for decode in (audio.decode, lambda path: audio.decode_onto_disk(path, tmp_path / "a.f32")):
+        with pytest.raises(audio.AudioError) as error:
+            decode(file)
+        assert error.value.reason == reason

@@ -33,3 +33,9 @@ def test_a_unit_outside_the_codebook_is_refused() -> None:
 
 def test_long_runs_keep_their_length() -> None:
     assert merge(np.full(3000, 7)).durations.tolist() == [3000]
+
+
+def test_a_run_that_int16_cannot_count_is_refused_and_not_wrapped() -> None:
+    assert merge(np.zeros(32_767, int)).durations.tolist() == [32_767]
+    with pytest.raises(ValueError, match="one unit lasts 32768 frames"):
+        merge(np.zeros(32_768, int))

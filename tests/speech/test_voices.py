@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,16 @@ def test_another_seed_speaks_at_another_speed() -> None:
 def test_a_voice_that_is_not_there_is_named() -> None:
     with pytest.raises(VoiceError, match="xx-none"):
         Voice(VoiceSection(engine="espeak", voice="xx-none")).say("hello", 0)
+
+
+def test_kokoro_without_its_styles_says_where_they_come_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPEECHGPT_KOKORO_VOICES", str(tmp_path))
+    with pytest.raises(VoiceError, match=r"am_adam\.bin.*kokoro-js"):
+        Voice(VoiceSection(engine="kokoro", voice="am_adam"))
+    (tmp_path / "am_adam.bin").write_bytes(b"")
+    monkeypatch.setattr("speechgpt.speech.voices.find_spec", lambda name: None)
+    with pytest.raises(VoiceError, match=r"speechgpt-ray\[kokoro\]"):
+        Voice(VoiceSection(engine="kokoro", voice="am_adam"))
 
 
 def test_every_frame_has_the_phoneme_that_sounds() -> None:

@@ -1,6 +1,8 @@
 from itertools import islice
+from typing import Literal
 
 import numpy as np
+import pytest
 import torch
 
 from speechgpt.speech import hubert
@@ -35,8 +37,9 @@ def clips() -> list[Clip]:
     return made
 
 
-def test_the_student_learns_what_the_teacher_hears() -> None:
-    section = EncoderTrainingSection(steps=60, batch_seconds=6.4, learning_rate=3e-3, augment=0.0)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_student_learns_what_the_teacher_hears(precision: Literal["fp32", "bf16"]) -> None:
+    section = EncoderTrainingSection(steps=60, batch_seconds=6.4, learning_rate=3e-3, augment=0.0, precision=precision)
     student = Student(hubert.HubertFeatures(hubert.scratch(ARCHITECTURE, 0), -1, True), 3)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     heard = clips()

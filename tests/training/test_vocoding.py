@@ -5,9 +5,20 @@ import torch
 from speechgpt.speech import pitch
 from speechgpt.speech.codebook import Codebook
 from speechgpt.speech.config import GeneratorSection, VocoderTrainingSection
-from speechgpt.speech.vocoder import UnitVocoder
+from speechgpt.speech.units import merge
+from speechgpt.speech.vocoder import UnitVocoder, Vocoder
 from speechgpt.training.discriminators import Discriminators
-from speechgpt.training.vocoding import Recording, VocoderTrainer, collate, cut, duration_loss, log_mel, segments, train
+from speechgpt.training.vocoding import (
+    Recording,
+    VocoderTrainer,
+    calibrate_durations,
+    collate,
+    cut,
+    duration_loss,
+    log_mel,
+    segments,
+    train,
+)
 
 SMALL = {
     "embedding_dim": 16,
@@ -39,9 +50,11 @@ def trainer(steps: int, head: str = "istft", centroid_dimensions: int = 0, **tra
     )
 
 
-@pytest.mark.parametrize("head", ["istft", "hifigan"])
-def test_spectra_come_nearer_with_training(head: str) -> None:
-    losses = list(train(trainer(80, head, adversarial_from=80), recordings().__getitem__, 6, seed=0))
+@pytest.mark.parametrize(("head", "precision"), [("istft", "fp32"), ("istft", "bf16"), ("hifigan", "fp32")])
+def test_spectra_come_nearer_with_training(head: str, precision: str) -> None:
+    begun = trainer(80, head, adversarial_from=80, precision=precision)
+    losses = list(train(begun, recordings().__getitem__, 6, seed=0))
+    assert all(p.dtype == torch.float32 for p in begun.parameters())
     assert np.mean([x["mel"] for x in losses[-5:]]) < 0.75 * np.mean([x["mel"] for x in losses[:5]])
     assert losses[-1]["duration"] < losses[0]["duration"]
 
@@ -106,3 +119,19 @@ def test_the_pitch_is_learned_from_the_units() -> None:
     made = trainer(60, adversarial_from=60)
     losses = list(train(made, recordings().__getitem__, 6, seed=0))
     assert np.mean([x["pitch"] for x in losses[-5:]]) < 0.6 * np.mean([x["pitch"] for x in losses[:5]])
+
+
+def test_durations_are_brought_to_the_length_of_the_clips() -> None:
+    trained = trainer(60, adversarial_from=60)
+    list(train(trained, recordings().__getitem__, 6, seed=0))
+    vocoder = Vocoder(trained.vocoder)
+    trained.vocoder.dur_predictor.proj.bias.data -= 0.3
+    merged = [merge(np.argmax(clip.frames, axis=1)) for clip in recordings()]
+    wanted = sum(int(m.durations.sum()) for m in merged)
+
+    def made() -> int:
+        return sum(int(frames.sum()) for frames in vocoder.durations([m.units.tolist() for m in merged]))
+
+    assert made() < 0.9 * wanted
+    calibrate_durations(vocoder, CODEBOOK, recordings())
+    assert abs(made() - wanted) < 0.1 * wanted

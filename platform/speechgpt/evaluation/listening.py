@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from speechgpt.evaluation.examination import Clip
-from speechgpt.evaluation.quality import DnsMos
+from speechgpt.evaluation.quality import raters
 from speechgpt.evaluation.recogniser import open_recogniser
+from speechgpt.evaluation.unit_quality import unit_error_rate
 from speechgpt.speech import audio
+from speechgpt.speech.augment import noised
 from speechgpt.speech.config import VoiceSection
 from speechgpt.speech.encoder import SpeechEncoder
 from speechgpt.speech.vocoder import Vocoder
@@ -35,8 +37,8 @@ class Listened:
 
     words: dict[str, str]
     sounds: dict[str, bytes]
-    quality: dict[str, float] = field(default_factory=dict)
-    """Predicted opinion from 1 to 5 (see `quality`), where it was asked for."""
+    quality: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By rater, the predicted opinion from 1 to 5 (see `quality`), where it was asked for."""
 
 
 class Listener:
@@ -61,6 +63,19 @@ class Listener:
             for u, encoded in zip(heard, self._encoder.encode(waves), strict=True)
         ]
         return clips, unusable
+
+    def stability(self, sounds: Mapping[str, bytes], decibels: float, seed: int) -> dict[str, float]:
+        """By clip id, edits for each unit that noise at a signal-to-noise ratio of `decibels` makes; 0 at best."""
+        waves = {name: audio.decode(sound) for name, sound in sounds.items()}
+        noisy = [
+            noised(wave, decibels, np.random.default_rng((seed, place))).astype(np.float32)
+            for place, wave in enumerate(waves.values())
+        ]
+        quiet, loud = self._encoder.encode(list(waves.values())), self._encoder.encode(noisy)
+        return {
+            name: unit_error_rate(before.units.tolist(), after.units.tolist())
+            for name, before, after in zip(waves, quiet, loud, strict=True)
+        }
 
     def originals(self, sounds: Mapping[str, bytes]) -> Listened:
         """What the recogniser makes of the clips themselves: the least that any resynthesis can be blamed for."""
@@ -88,4 +103,6 @@ class Listener:
         words = dict(zip(waves, self._recogniser.transcribe(list(waves.values())), strict=True))
         if not rated:
             return Listened(words, sounds)
-        return Listened(words, sounds, dict(zip(waves, DnsMos().rate(list(waves.values())), strict=True)))
+        heard = list(waves.values())
+        quality = {name: dict(zip(waves, rater.rate(heard), strict=True)) for name, rater in raters().items()}
+        return Listened(words, sounds, quality)

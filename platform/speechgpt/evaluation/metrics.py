@@ -61,6 +61,18 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float], bootstrap:
     return _resampled(numerators, denominators, bootstrap, lambda quotient: quotient)
 
 
+def median(values: Sequence[float], bootstrap: Bootstrap) -> Score | None:
+    """The middle value; None if there are none."""
+    if not len(values):
+        return None
+    measured, value = np.asarray(values, dtype=float), float(np.median(values))
+    low = high = value
+    if bootstrap.samples:
+        drawn = np.random.default_rng(bootstrap.seed).integers(0, len(measured), (bootstrap.samples, len(measured)))
+        low, high = (float(q) for q in np.percentile(np.median(measured[drawn], axis=1), (2.5, 97.5)))
+    return Score(value, low, high, len(measured))
+
+
 def perplexity(losses: Sequence[float], tokens: Sequence[int], bootstrap: Bootstrap) -> Score | None:
     """exp(mean negative log-likelihood per token) from each utterance's summed loss (nats) and token count."""
     return _resampled(losses, tokens, bootstrap, np.exp)

@@ -4,8 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from speechgpt.evaluation.conversation import Timing
 from speechgpt.evaluation.examination import Clip, UnitLoss
-from speechgpt.evaluation.metrics import Bootstrap, Score, exact_matches, perplexity, ratio, share, word_error_rate
+from speechgpt.evaluation.metrics import (
+    Bootstrap,
+    Score,
+    exact_matches,
+    median,
+    perplexity,
+    ratio,
+    share,
+    word_error_rate,
+)
 from speechgpt.language.answers import Answer
 from speechgpt.language.world import OUTSIDE
 
@@ -121,11 +131,14 @@ def resynthesis(clips: Sequence[Clip], heard: Heard, bootstrap: Bootstrap) -> di
 
 
 def beside_the_voice(
-    examined: Examined, heard: Heard, quality: Mapping[str, Mapping[str, float]], bootstrap: Bootstrap
+    examined: Examined,
+    heard: Heard,
+    quality: Mapping[str, Mapping[str, Mapping[str, float]]],
+    bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     """The same answers spoken by the model and by the answer voice itself: how well understood, and how rated.
 
-    quality: predicted opinions of `model` and `voice`, by clip id.
+    quality: predicted opinions of `model` and `voice`, by rater and clip id.
     """
     both = sorted(set(heard.answers) & set(heard.said))
     own = [examined.replies[name].text or "" for name in both]
@@ -133,8 +146,22 @@ def beside_the_voice(
         "model_wer": _plain(word_error_rate(own, [heard.answers[name] for name in both], bootstrap)),
         "voice_wer": _plain(word_error_rate(own, [heard.said[name] for name in both], bootstrap)),
     } | {
-        f"{who}_quality": _plain(ratio(list(rated.values()), [1.0] * len(rated), bootstrap))
-        for who, rated in quality.items()
+        f"{who}_{rater}": mean(rated, bootstrap)
+        for who, opinions in quality.items()
+        for rater, rated in opinions.items()
+    }
+
+
+def mean(values: Mapping[str, float], bootstrap: Bootstrap) -> dict[str, Any] | None:
+    """Of figures by clip id."""
+    return _plain(ratio(list(values.values()), [1.0] * len(values), bootstrap))
+
+
+def waiting(timings: Sequence[Timing], bootstrap: Bootstrap) -> dict[str, Any]:
+    """Medians of the wait for the first sound (s), which comes when the answer is whole, and of wait over answer."""
+    return {
+        "first_audio": _plain(median([each.waited for each in timings], bootstrap)),
+        "real_time_factor": _plain(median([each.waited / each.answer for each in timings], bootstrap)),
     }
 
 

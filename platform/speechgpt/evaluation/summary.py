@@ -18,8 +18,10 @@ _OTHERS = {"stranger": "voices never heard", "recording": "real recordings"}
 _ALOUD = {
     "model_wer": "spoken answer against its own text",
     "voice_wer": "the answer voice itself saying it",
-    "model_quality": "predicted quality of spoken answers (1 to 5)",
-    "voice_quality": "that of the answer voice",
+    "model_dnsmos": "predicted quality of spoken answers (DNSMOS, 1 to 5)",
+    "voice_dnsmos": "that of the answer voice (DNSMOS)",
+    "model_distillmos": "predicted quality of spoken answers (DistillMOS, 1 to 5)",
+    "voice_distillmos": "that of the answer voice (DistillMOS)",
 }
 
 
@@ -38,6 +40,11 @@ def measurements(detail: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
         shown[f"resynthesis WER, {name}"] = scores["resynthesis_wer"]
         shown[f"its WER on the originals, {name}"] = scores["original_wer"]
     shown |= {_ALOUD[name]: score for name, score in detail.get("answers_aloud", {}).items()}
+    if edits := detail.get("unit_edits_in_noise"):
+        shown["edits for each unit of a real recording in noise at 20 dB"] = edits
+    if alone := detail.get("alone"):
+        shown[f"median first audio in seconds, {alone['cores']} cores"] = alone["first_audio"]
+        shown[f"median real-time factor, {alone['cores']} cores"] = alone["real_time_factor"]
     return shown
 
 

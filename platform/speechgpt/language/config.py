@@ -1,8 +1,8 @@
 """Recipe sections of the language room."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from speechgpt.section import Section
 
@@ -15,8 +15,8 @@ class LanguageSection(Section):
     """The base model and how its vocabulary grows."""
 
     base: str = "scratch"
-    """`scratch`, a directory, a .gguf file, s3:// or a Hugging Face name of a causal language model, or
-    `smollm2-135m-instruct` as it comes in a package."""
+    """`scratch`, a directory, a .gguf file, s3:// or a Hugging Face name of a causal language model,
+    `smollm2-135m-instruct` as it comes in a package, or `shipped`: nano's own, with the units that it knows."""
     architecture: dict = {}
     """LlamaConfig fields, for `scratch`."""
     text_vocabulary: int = Field(800, ge=260)
@@ -48,9 +48,41 @@ class WorldSection(Section):
     learns them all alike."""
 
 
+class FiltersSection(Section):
+    """Which published rows are refused.
+
+    Each reason is counted in `instructions/report.json`, with a few ids; `instructions/refused.parquet` has the ids of
+    all. Rows whose markers are broken are always refused."""
+
+    harmful: bool = True
+    """Insults, violence, sexual content, self-harm, crime: the word and pattern lists of `language/row_filter.yaml`."""
+    personal: bool = True
+    """E-mail and street addresses, phone, card and account numbers, and requests for somebody's."""
+    style: bool = True
+    """Requests that units cannot carry, where the reply is speech: sing, whisper, louder, in the voice of somebody."""
+    long_answers: bool = True
+    """Chain-of-modality rows whose answer has `max_answer_words` words or more."""
+    over_block: bool = True
+    """Rows that certainly have more tokens than the longest block of any stage that draws their kind."""
+    unit_range: bool = True
+    """Rows with a unit that the codebook does not have."""
+    repeated_units: bool = True
+    """Rows with two equal units side by side: units are merged, so such a row was made by other rules."""
+    units: int = Field(0, ge=0, le=32767)
+    """Size of the codebook that the rows' units are of; 0 takes `codebook.clusters`."""
+
+
 class InstructionsSection(Section):
     text_instructions: tuple[str, ...] = ()
     """JSON Lines of `instruction, response`: for the text-only rows of stage 2 and for chain-of-modality rows."""
+    published: tuple[str, ...] = ()
+    """SpeechInstruct files (`.jsonl`, or JSON Lines named `.json`: objects with `prefix, plain_text`) and stage-1 files
+    (`.txt`: one `<sosp>…<eosp>` a line), each perhaps with `.gz` after it; local or s3://."""
+    rewrite_published: bool = False
+    """Write published rows anew, in this recipe's dialect and with its prefix; otherwise they stay byte for byte."""
+    own: bool = True
+    """Make rows from this run's own units and world, too. Without them `published` or `text_instructions` is needed."""
+    filters: FiltersSection = FiltersSection()
     max_answer_words: int = Field(35, ge=1)
     """The paper keeps answers of fewer words than this."""
     transcribe_probability: float = Field(0.5, ge=0, le=1)
@@ -61,13 +93,45 @@ class InstructionsSection(Section):
     multi_turn: float = Field(0.0, ge=0, le=1)
     """Share of chain-of-modality rows that join two dialogues."""
 
+    @field_validator("published")
+    @classmethod
+    def _names_say_the_form(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        for file in files:
+            if not file.removesuffix(".gz").endswith((".jsonl", ".json", ".txt")):
+                raise ValueError(f"{file}: a name ending in .jsonl, .json or .txt, perhaps with .gz, is expected")
+        return files
+
+    @model_validator(mode="after")
+    def _there_is_something_to_learn(self) -> "InstructionsSection":
+        if not self.own and not self.published and not self.text_instructions:
+            raise ValueError("own: false leaves no rows: name files in published or text_instructions")
+        return self
+
+
+PRESETS: dict[str, dict[str, float]] = {
+    # What the published console really calls; its `min_new_tokens` 10 has no effect there, for want of an end token.
+    "released": {"temperature": 0.7, "top_k": 50, "top_p": 0.8, "max_new_tokens": 2048},
+    # The paper's, which the console keeps in an unused constant (there with 1024 tokens).
+    "paper": {"temperature": 0.8, "top_k": 60, "top_p": 0.8, "max_new_tokens": 2048},
+}
+"""Decoding as published (SPEC 0, 1.5, 2.5)."""
+
 
 class GenerationSection(Section):
-    """Decoding. `released` preset: 0.7 / 50 / 0.8; paper: 0.8 / 60 / 0.8 (SPEC 0, 1.5). Temperature 0 is greedy."""
+    """Decoding. Temperature 0 is greedy."""
 
+    preset: Literal["released", "paper"] = "released"
+    """Where the values come from that are not given one by one: released 0.7 / 50 / 0.8, paper 0.8 / 60 / 0.8."""
     temperature: float = Field(0.7, ge=0)
     top_k: int = Field(50, ge=0)
     top_p: float = Field(0.8, gt=0, le=1)
     max_new_tokens: int = Field(2048, ge=1)
     max_text_tokens: int = Field(256, ge=1)
     """Tokens outside `<sosp>…<eosp>` before an answer is cut."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_preset(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(name := given.get("preset"), str) and name in PRESETS:
+            return PRESETS[name] | given
+        return given

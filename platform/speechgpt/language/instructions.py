@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from speechgpt.language.config import InstructionsSection
 from speechgpt.language.prompts import Exchange, Kind, PromptFormat, descriptions, row_text
@@ -27,11 +27,16 @@ class Row(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Something that no row was made from. reason: marker, long_answer or no_answer_speech."""
+    """Something that no row was made from.
+
+    reason: `marker`, `long_answer`, `no_answer_speech`, or of a published row what `interop.instruction_rows` lists.
+    detail: where it is, and what is wrong with it, for people; never what it says.
+    """
 
     source: str
     kind: str
     reason: str
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,13 +150,36 @@ def _marker(written: WrittenQuestion) -> bool:
     return find_marker(written.question) is not None or find_marker(written.answer) is not None
 
 
-def tally(made: Iterable[Row | Refusal]) -> dict[str, dict[str, int]]:
-    """{"rows": {kind: count}, "refused": {"kind: reason": count}}."""
+EXAMPLES = 5
+"""Ids that a tally keeps of each reason."""
+
+
+def tally(made: Iterable[Row | Refusal]) -> dict[str, dict[str, Any]]:
+    """{"rows": {kind: count}, "refused": {"kind: reason": count}, "examples": {"kind: reason": [first ids]}}."""
     rows: Counter[str] = Counter()
     refused: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
     for item in made:
         if isinstance(item, Row):
             rows[item.kind] += 1
-        else:
-            refused[f"{item.kind}: {item.reason}"] += 1
-    return {"rows": dict(sorted(rows.items())), "refused": dict(sorted(refused.items()))}
+            continue
+        why = f"{item.kind}: {item.reason}"
+        refused[why] += 1
+        if refused[why] <= EXAMPLES:
+            examples.setdefault(why, []).append(item.source)
+    counted: dict[str, dict[str, Any]] = {"rows": rows, "refused": refused, "examples": examples}
+    return {key: dict(sorted(values.items())) for key, values in counted.items()}
+
+
+def total(tallies: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Tallies added up, in the order given: counts, and the first examples."""
+    sums: dict[str, Counter[str]] = {"rows": Counter(), "refused": Counter()}
+    examples: dict[str, list[str]] = {}
+    for each in tallies:
+        for key, counts in sums.items():
+            counts.update(each[key])
+        for why, ids in each["examples"].items():
+            examples[why] = (examples.get(why, []) + list(ids))[:EXAMPLES]
+    return {key: dict(sorted(counts.items())) for key, counts in sums.items()} | {
+        "examples": dict(sorted(examples.items()))
+    }

@@ -52,8 +52,8 @@ def script(
     """Everything that training and evaluation need to hear, sorted by id; the same for the same arguments.
 
     A training question is spoken by `voices.clips_per_question` voices that the seed draws. `held_out` questions (0:
-    all of them), spread evenly over the categories, are spoken by every voice, the strangers among them. Each answer of
-    a training question is spoken once, by the answer voice; so is each reading and word list, and a third of the
+    all of them), spread evenly over the categories, are spoken by every examined voice and every stranger. Each answer
+    of a training question is spoken once, by the answer voice; so is each reading and word list, and a third of the
     readings and all lists by another voice, too, so that recognition hears more than questions.
     """
     train = sorted((q for q in questions if q.split == "train"), key=lambda q: q.id)
@@ -61,11 +61,11 @@ def script(
     speakers = sorted(voices.questions)
     prompts = []
     for question in train:
-        draw = random.Random(f"{seed}:{question.id}")
-        drawn = draw.sample(speakers, min(voices.clips_per_question, len(speakers)))
+        drawn = _drawn(voices, voices.clips_per_question, random.Random(f"{seed}:{question.id}"))
         prompts += [_question(question, voice, stranger=False) for voice in drawn]
+    examined = [voice for voice in speakers if voices.questions[voice].examined]
     for question in unheard:
-        prompts += [_question(question, voice, stranger=False) for voice in speakers]
+        prompts += [_question(question, voice, stranger=False) for voice in examined]
         prompts += [_question(question, voice, stranger=True) for voice in sorted(voices.held_out)]
     prompts += _answers(train, voices.answer)
     prompts += _readings([*readings, *word_lists], [*readings[::3], *word_lists], voices, seed)
@@ -81,6 +81,12 @@ def spread(items: Sequence[Drawn], count: int | None, seed: int) -> list[Drawn]:
         random.Random(f"{seed}:{category}").shuffle(members)
     rounds = zip_longest(*(by_category[category] for category in sorted(by_category)))
     return [item for members in rounds for item in members if item is not None][:count]
+
+
+def _drawn(voices: VoicesSection, count: int, draw: random.Random) -> list[str]:
+    """`count` voices, or all, none twice, by their shares (Efraimidis and Spirakis, 2006)."""
+    keys = {name: draw.random() ** (1 / section.share) for name, section in sorted(voices.questions.items())}
+    return sorted(keys, key=lambda name: keys[name], reverse=True)[:count]
 
 
 def _question(question: Question, voice: str, stranger: bool) -> Prompt:
@@ -108,10 +114,11 @@ def _answers(questions: Iterable[Question], voice: str) -> list[Prompt]:
 def _readings(texts: Sequence[str], twice: Sequence[str], voices: VoicesSection, seed: int) -> list[Prompt]:
     """Texts by the answer voice, and those to be read twice by another one."""
     others = sorted(set(voices.questions) - {voices.answer})
+    shares = [voices.questions[name].share for name in others]
     prompts = [_spoken("reading", text, voices.answer, "reading") for text in texts]
     if others:
         draw = random.Random(f"{seed}:readings")
-        prompts += [_spoken("reading", text, draw.choice(others), "reading") for text in twice]
+        prompts += [_spoken("reading", text, draw.choices(others, shares)[0], "reading") for text in twice]
     return prompts
 
 

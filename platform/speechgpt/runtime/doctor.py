@@ -34,6 +34,8 @@ Grade = Literal["ok", "note", "missing"]
 _OPTIONAL_EXTRAS = {
     "voices": "recipes that synthesise their speech, and the teacher of train-encoder",
     "judge": "the judged metrics of evaluate",
+    "kokoro": "recipes with many good voices (nano-full, small)",
+    "mos": "a second opinion on the quality of speech",
 }
 
 

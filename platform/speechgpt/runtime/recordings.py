@@ -10,10 +10,11 @@ import json
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -105,13 +106,23 @@ PACKAGE = "package:"
 
 def read_bytes(path: str) -> bytes:
     """The bytes of a local file, an `s3://` object or a `package:` file. Raises FileNotFoundError."""
+    with open_binary(path) as file:
+        return file.read()
+
+
+@contextmanager
+def open_binary(path: str) -> Iterator[IO[bytes]]:
+    """The same files open for reading, for those too large to hold; seekable. Raises FileNotFoundError."""
     if path.startswith(PACKAGE):
-        return resources.files("speechgpt").joinpath(path.removeprefix(PACKAGE)).read_bytes()
-    if path.startswith("s3://"):
+        with resources.files("speechgpt").joinpath(path.removeprefix(PACKAGE)).open("rb") as packaged:
+            yield packaged
+    elif path.startswith("s3://"):
         address = path.removeprefix("s3://")
-        with buckets.filesystem(f"s3://{address.partition('/')[0]}").open_input_stream(address) as stream:
-            return stream.read()
-    return Path(path).read_bytes()
+        with buckets.filesystem(f"s3://{address.partition('/')[0]}").open_input_file(address) as remote:
+            yield cast("IO[bytes]", remote)
+    else:
+        with Path(path).open("rb") as local:
+            yield local
 
 
 def sound_of(row: Mapping[str, Any]) -> bytes:

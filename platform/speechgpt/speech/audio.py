@@ -1,10 +1,16 @@
 """Sound files in and out: any rate, any channel count, to 16 kHz mono float32 and back."""
 
 import io
+import mmap
 import os
-from typing import Literal, get_args
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import soundfile
 
 SAMPLE_RATE = 16_000
 FRAME = 320
@@ -52,11 +58,24 @@ def decode(source: bytes | str | os.PathLike, *, max_seconds: float | None = Non
     mono = wave.mean(axis=1)
     if rate != SAMPLE_RATE:
         mono = soxr.resample(mono, rate, SAMPLE_RATE)
-    if len(mono) < MIN_SAMPLES:
-        raise AudioError("too_short", f"{len(mono)} samples at 16 kHz; a unit needs {MIN_SAMPLES}")
-    if np.abs(mono).max() < SILENCE:
-        raise AudioError("silent", "no sample is above -80 dBFS")
+    _check_sound(len(mono), float(np.abs(mono).max(initial=0.0)))
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def decode_onto_disk(source: str | os.PathLike, target: str | os.PathLike) -> np.ndarray:
+    """`decode` for a file of any length, block by block: the samples go to the file `target`, memory-mapped.
+
+    Returns float32 [samples], read-only; deleting `target` is the caller's. Raises as `decode` does. Files that
+    libsndfile cannot read (AAC) are read whole.
+    """
+    peak, count = 0.0, 0
+    with open(target, "wb") as samples:
+        for block in _mono_blocks(Path(source)):
+            peak = max(peak, float(np.abs(block).max(initial=0.0)))
+            count += len(block)
+            samples.write(np.ascontiguousarray(block, dtype=np.float32).tobytes())
+    _check_sound(count, peak)
+    return np.memmap(target, np.float32, "r")
 
 
 def encode(wave: np.ndarray, format: str, rate: int = SAMPLE_RATE) -> bytes:
@@ -99,11 +118,64 @@ def _read(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
     return _read_mp4(data, max_seconds)
 
 
+_BLOCK_SECONDS = 30
+
+
+def _mono_blocks(path: Path) -> Iterator[np.ndarray]:
+    """A file's sound at 16 kHz, mixed down, a stretch at a time; equal to what `decode` makes of the whole."""
+    import soundfile
+    import soxr
+
+    if not path.stat().st_size:
+        raise AudioError("empty", "the file has no bytes")
+    read = 0
+    try:
+        with soundfile.SoundFile(path) as file, path.open("rb") as raw:
+            with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                cut_off = _missing_bytes(data)
+            resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE, 1, dtype="float32")
+            while len(block := _next_block(file, read, _BLOCK_SECONDS * file.samplerate)):
+                if not np.isfinite(block).all():
+                    raise AudioError("not_finite", "the file has NaN or infinite samples")
+                read += len(block)
+                mono = block.mean(axis=1)
+                yield mono if file.samplerate == SAMPLE_RATE else resampler.resample_chunk(mono)
+            if file.samplerate != SAMPLE_RATE and read:
+                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+            if read < file.frames - _SLACK or cut_off:
+                raise AudioError("truncated", f"{read} samples are there, the file's header promises more")
+            if not read:
+                raise AudioError("empty", "the file has no samples")
+    except soundfile.LibsndfileError as error:
+        if read:
+            raise AudioError("unreadable", f"after {read} samples: {error}") from None
+        yield decode(path)
+
+
+_MP3_LEAD = 16 * 1152
+"""Samples (16 frames) that an MP3 decoder needs to be itself again: soundfile seeks after each read."""
+
+
+def _next_block(file: "soundfile.SoundFile", at: int, samples: int) -> np.ndarray:
+    """float32 [up to samples, channels] from sample `at` on, where the file stands."""
+    lead = min(at, _MP3_LEAD) if file.format == "MP3" else 0
+    if lead:
+        file.seek(at - lead)
+    return file.read(lead + samples, dtype="float32", always_2d=True)[lead:]
+
+
+def _check_sound(samples: int, peak: float) -> None:
+    if samples < MIN_SAMPLES:
+        raise AudioError("too_short", f"{samples} samples at 16 kHz; a unit needs {MIN_SAMPLES}")
+    if peak < SILENCE:
+        raise AudioError("silent", "no sample is above -80 dBFS")
+
+
 _SLACK = 2400
 """Samples by which an estimated length (MP3 without a table) may miss: two frames."""
 
 
-def _missing_bytes(data: bytes) -> bool:
+def _missing_bytes(data: bytes | mmap.mmap) -> bool:
     """Whether a WAV is shorter than it says, or an Ogg has no last page; libsndfile would read what is there."""
     if data[:4] == b"RIFF":
         promised = int.from_bytes(data[4:8], "little")

@@ -16,7 +16,7 @@ class DataSection(Section):
     extra_manifests: tuple[str, ...] = ()
     """Manifests (JSON Lines or Parquet, local or s3://) of the user's own recordings."""
     max_seconds: float = Field(30.0, gt=0)
-    """Longer recordings go to quarantine."""
+    """Longer recordings go to quarantine, unless `encoder.long` says how to encode them."""
     spoken_text: bool = False
     """Bring transcripts to the form in which word errors are counted: lower case, no punctuation, numbers in words."""
     max_bad_fraction: float = Field(0.05, ge=0, le=1)
@@ -26,14 +26,18 @@ class DataSection(Section):
 class VoiceSection(Section):
     """One synthetic speaker."""
 
-    engine: Literal["hibari", "espeak", "piper", "flite", "tone"]
+    engine: Literal["hibari", "kokoro", "espeak", "piper", "flite", "tone"]
     """`tone` is not a voice: it spells letters as tones, instantly, for recipes that test the plumbing."""
     voice: str = "default"
-    """The engine's name of the voice, e.g. `en-us+f2` for espeak."""
+    """The engine's name of the voice, e.g. `en-us+f2` for espeak, `am_michael` for kokoro."""
     speed: tuple[float, float] = (1.0, 1.0)
     """Speaking rate, drawn uniformly for each clip."""
     pitch: tuple[float, float] = (0.0, 0.0)
     """Shift in semitones, drawn uniformly for each clip."""
+    share: float = Field(1.0, gt=0)
+    """How often it is drawn, relative to the others: a slow engine speaks less."""
+    examined: bool = True
+    """Whether it asks the held-out questions, too."""
 
 
 class VoicesSection(Section):
@@ -74,10 +78,23 @@ class EncoderTrainingSection(Section):
     batch_seconds: float = Field(40.0, gt=0)
     """Seconds of audio in one optimiser step of one worker."""
     learning_rate: float = 1e-3
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the products; weights and losses are fp32."""
     workers: int = Field(1, ge=1)
     checkpoint_every: int = Field(200, ge=1)
     augment: float = Field(0.7, ge=0, le=1)
     """Share of clips whose speed, pitch, vocal-tract length, noise, room or band is changed for the student."""
+
+
+class LongAudioSection(Section):
+    """How clips that are longer than `seconds` are encoded (see `speech/long_audio.py`)."""
+
+    mode: Literal["overlapped", "published"] = "overlapped"
+    """`published`: the original's independent chunks, a seam at each end; `overlapped`: windows without a seam."""
+    seconds: float = Field(100.0, ge=1)
+    """Of a chunk, or of what is kept of a window. The original's chunks have 100."""
+    context_seconds: float = Field(5.0, ge=0)
+    """What a window hears beyond that, on either side. Memory grows with `seconds` and twice this."""
 
 
 class EncoderSection(Section):
@@ -91,12 +108,16 @@ class EncoderSection(Section):
     """HubertConfig fields, for `scratch`."""
     batch_seconds: float = Field(60.0, gt=0)
     """Seconds of audio, padding included, in one forward pass."""
+    long: LongAudioSection | None = None
+    """Lets `tokenize` take clips of any length; without it those longer than `data.max_seconds` go to quarantine. The
+    encoder and codebook are fitted to the shorter ones either way."""
     training: EncoderTrainingSection = EncoderTrainingSection()
 
 
 class CodebookSection(Section):
-    init: Literal["fit", "shipped"] = "fit"
-    """`shipped`: that of the shipped encoder, so that a part can be trained anew beside others that know its units."""
+    init: str = "fit"
+    """`fit`; `shipped`, that of the shipped encoder, so that a part can be trained anew beside others that know its
+    units; or a directory with `kmeans.safetensors`, such as a published codebook that was converted."""
     clusters: int = Field(500, ge=2, le=32767)
     frames: int = Field(100_000, ge=100)
     """Frames sampled from the corpus for the fit."""
@@ -146,6 +167,8 @@ class VocoderTrainingSection(Section):
     clip_units: int = Field(28, ge=8)
     """Frames that are made of a clip, at most: the more, the more often what is said is seen whole."""
     learning_rate: float = 2e-4
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the products; weights, spectra and losses are fp32."""
     checkpoint_every: int = Field(200, ge=1)
     workers: int = Field(1, ge=1)
     codebooks: tuple[int, ...] = ()

@@ -5,8 +5,10 @@ import os
 import numpy as np
 import torch
 
+from speechgpt.speech import long_audio
 from speechgpt.speech.audio import SAMPLE_RATE
 from speechgpt.speech.codebook import Codebook, CodebookError
+from speechgpt.speech.config import LongAudioSection
 from speechgpt.speech.hubert import HubertFeatures, Precision
 from speechgpt.speech.units import Units, merge
 
@@ -14,10 +16,17 @@ from speechgpt.speech.units import Units, merge
 class SpeechEncoder:
     """An encoder directory of a bundle: a HuBERT and its codebook.
 
-    batch_seconds bounds one forward pass, padding included; it changes speed and memory, never units.
+    batch_seconds bounds one forward pass, padding included; it changes speed and memory, never units. long: how clips
+    longer than its `seconds` are encoded; without it every clip is encoded whole, whatever memory that takes.
     """
 
-    def __init__(self, features: HubertFeatures, codebook: Codebook, batch_seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        features: HubertFeatures,
+        codebook: Codebook,
+        batch_seconds: float = 60.0,
+        long: LongAudioSection | None = None,
+    ) -> None:
         if features.dimensions != codebook.centroids.shape[1]:
             raise CodebookError(
                 f"the codebook has {codebook.centroids.shape[1]} dimensions, the encoder {features.dimensions}"
@@ -25,12 +34,17 @@ class SpeechEncoder:
         self._features = features
         self.codebook = codebook
         self.batch_seconds = batch_seconds
+        self.long = long
 
     @classmethod
     def load(
-        cls, directory: str | os.PathLike, batch_seconds: float = 60.0, precision: Precision = "float32"
+        cls,
+        directory: str | os.PathLike,
+        batch_seconds: float = 60.0,
+        long: LongAudioSection | None = None,
+        precision: Precision = "float32",
     ) -> "SpeechEncoder":
-        return cls(HubertFeatures.load(directory, precision), Codebook.load(directory), batch_seconds)
+        return cls(HubertFeatures.load(directory, precision), Codebook.load(directory), batch_seconds, long)
 
     @property
     def clusters(self) -> int:
@@ -44,8 +58,20 @@ class SpeechEncoder:
 
     def encode(self, waves: list[np.ndarray]) -> list[Units]:
         """waves: float32 [samples] at 16 kHz. Units of each, in the same order."""
-        frames = frames_of_each(self._features, waves, self.batch_seconds)
-        return [merge(self.codebook.assign(each).numpy()) for each in frames]
+        limit = self.long.seconds * SAMPLE_RATE if self.long else float("inf")
+        short = [index for index, wave in enumerate(waves) if len(wave) <= limit]
+        frames = frames_of_each(self._features, [waves[index] for index in short], self.batch_seconds)
+        whole = dict(zip(short, frames, strict=True))
+        return [
+            merge(self.codebook.assign(whole[index]).numpy() if index in whole else self._assign_long(wave))
+            for index, wave in enumerate(waves)
+        ]
+
+    def _assign_long(self, wave: np.ndarray) -> np.ndarray:
+        """The unit of every frame, int16 [frames]. Features are dropped as they go: an hour of them is 0.5 GB."""
+        assert self.long is not None
+        frames = long_audio.frames_of(self._features, wave, self.long, self.batch_seconds)
+        return np.concatenate([self.codebook.assign(each).numpy().astype(np.int16) for each in frames])
 
 
 def frames_of_each(features: HubertFeatures, waves: list[np.ndarray], batch_seconds: float) -> list[torch.Tensor]:

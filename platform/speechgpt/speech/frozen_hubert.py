@@ -30,9 +30,10 @@ class FrozenFrontEnd:
         self._first = _FirstLayer(first, dtype)
         self._others = [_Layer(layer, dtype) for layer in others]
 
-    def __call__(self, wave: Tensor) -> Tensor:
+    def __call__(self, wave: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """moments: mean and variance of each channel after the first convolution, in place of the clip's own."""
         frames = (len(wave) - MIN_SAMPLES) // FRAME + 1
-        weight, bias = self._first.fitted(wave)
+        weight, bias = self._first.fitted(wave, moments)
         blocks = []
         for start in range(0, frames, _BLOCK):
             end = min(frames, start + _BLOCK)
@@ -84,20 +85,24 @@ class _FirstLayer:
         self._over_channels = _over_channels(norm, torch.float32) if isinstance(norm, nn.LayerNorm) else None
         self._over_time = None if norm is None or self._over_channels else norm
 
-    def fitted(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+    def fitted(self, wave: Tensor, moments: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """Weights and bias for this clip, with the norm over its own time in them."""
         weight = self._weight
         bias = weight.new_zeros(len(weight)) if self._bias is None else self._bias
         if self._over_time is not None:
-            windows = wave.unfold(0, self._kernel, self._stride).double()
-            mean = windows.mean(0)
-            covariance = windows.T @ windows / len(windows) - torch.outer(mean, mean)
-            variance = ((weight @ covariance) * weight).sum(1).clamp(min=0)
+            mean, variance = self._moments(wave) if moments is None else (moment.double() for moment in moments)
             scale = self._over_time.weight.detach().double() / torch.sqrt(variance + self._over_time.eps)
-            # The convolution's own bias goes out with the mean.
-            bias = self._over_time.bias.detach().double() - weight @ mean * scale
+            bias = self._over_time.bias.detach().double() + (bias - mean) * scale
             weight = weight * scale[:, None]
         return weight.T.float().contiguous(), bias.float()
+
+    def _moments(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance over time of each channel, float64 [channels]."""
+        windows = wave.unfold(0, self._kernel, self._stride).double()
+        mean = windows.mean(0)
+        covariance = windows.T @ windows / len(windows) - torch.outer(mean, mean)
+        variance = ((self._weight @ covariance) * self._weight).sum(1).clamp(min=0)
+        return self._weight @ mean + (0 if self._bias is None else self._bias), variance
 
     def __call__(self, wave: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         y = torch.addmm(bias, wave.unfold(0, self._kernel, self._stride), weight)

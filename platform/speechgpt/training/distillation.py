@@ -90,7 +90,8 @@ def distil(
         torch.manual_seed(int(draw.integers(2**62)))  # dropout is a function of seed and step, too
         waves, targets = _changed([clip(i) for i in next(batches)], section.augment, draw)
         batch, lengths = pad(waves, normalize)
-        logits = student(batch, lengths)
+        with torch.autocast("cpu", torch.bfloat16, enabled=section.precision == "bf16"):
+            logits = student(batch, lengths).float()
         labels = torch.full(logits.shape[:2], -100)
         for row, wanted in zip(labels, targets, strict=True):
             row[: len(wanted)] = torch.from_numpy(wanted.astype(np.int64))

@@ -1,8 +1,11 @@
 """The base model that a recipe names: a Hugging Face directory or name, a GGUF file, or a packaged SmolLM2."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from speechgpt.language import sentencepiece_bpe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +21,12 @@ def load(base: str | Path) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place, options = locate(base)
-    tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    tokenizer: PreTrainedTokenizerBase
+    if _is_plain_llama(Path(place)):
+        # What AutoTokenizer makes of such files changes with the version of transformers.
+        tokenizer = sentencepiece_bpe.read(place)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
     model = AutoModelForCausalLM.from_pretrained(place, **options)
     if options:
         # Its weights are floats by now, but it would still refuse to be saved as the quantised model of the file.
@@ -41,3 +49,13 @@ def locate(base: str | Path) -> tuple[str, dict[str, str]]:
     if find_spec("gguf") is None:
         raise ModuleNotFoundError(f"{base}: GGUF files need the package gguf: pip install 'speechgpt-ray[gguf]'")
     return str(Path(base).parent), {"gguf_file": Path(base).name}
+
+
+def _is_plain_llama(directory: Path) -> bool:
+    """A directory of LLaMA's own tokenizer, which no training has added a token to."""
+    config = directory / "config.json"
+    if not config.is_file() or not (directory / sentencepiece_bpe.FILE).is_file():
+        return False
+    return (
+        json.loads(config.read_text()).get("model_type") == "llama" and not (directory / "added_tokens.json").exists()
+    )

@@ -13,6 +13,7 @@ from speechgpt.language.embeddings import centroid_embeddings
 from speechgpt.language.prompts import PromptFormat
 from speechgpt.language.scratch import train_tokenizer
 from speechgpt.language.segments import RELEASED_MARKERS, TAG_MARKERS
+from speechgpt.language.vocabulary import FILE as UNIT_VOCABULARY
 from speechgpt.language.vocabulary import Vocabulary
 from speechgpt.training import pretrained
 from speechgpt.training.config import LoraSection
@@ -34,9 +35,15 @@ def write_base(
     """Write the model that a recipe's first stage starts from: Hugging Face layout, tokenizer, prompt format.
 
     base: as `pretrained.load` takes it; None makes a LLaMA of `language.architecture` with random
-    weights and trains its tokenizer on the text of `rows` (SpeechInstruct strings). centroids: [units, dimensions].
+    weights and trains its tokenizer on the text of `rows` (SpeechInstruct strings). A directory with a unit vocabulary,
+    such as a converted SpeechGPT, is taken as it is; ValueError if it knows other units.
+
+    centroids: [units, dimensions].
     """
     torch.manual_seed(seed)
+    if base is not None and Path(base, UNIT_VOCABULARY).is_file():
+        _write_grown(directory, language, Path(base), len(centroids))
+        return
     if base is None:
         tokenizer: PreTrainedTokenizerBase = train_tokenizer(_texts(rows), language.text_vocabulary)
         ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -48,6 +55,18 @@ def write_base(
     _grow_embeddings(model, vocabulary, language, centroids, seed)
     model.config.pad_token_id = model.generation_config.pad_token_id = vocabulary.pad
     model.save_pretrained(directory)
+    vocabulary.save(directory)
+    PromptFormat.of(language).save(directory)
+
+
+def _write_grown(directory: Path, language: LanguageSection, base: Path, units: int) -> None:
+    vocabulary = Vocabulary.load(base)
+    if (vocabulary.unit_count, vocabulary.markers) != (units, language.markers):
+        raise ValueError(
+            f"language.base: {base} knows {vocabulary.unit_count} units and {vocabulary.markers} markers; the codebook "
+            f"has {units} units, language.markers is {language.markers}"
+        )
+    AutoModelForCausalLM.from_pretrained(base, dtype="auto").save_pretrained(directory)
     vocabulary.save(directory)
     PromptFormat.of(language).save(directory)
 

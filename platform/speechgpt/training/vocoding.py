@@ -4,7 +4,7 @@ The losses are those of Polyak et al. (2021) and fairseq.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +18,14 @@ from speechgpt.speech.config import VocoderTrainingSection
 from speechgpt.speech.generators import octaves
 from speechgpt.speech.pitch import UNKNOWN
 from speechgpt.speech.units import merge
-from speechgpt.speech.vocoder import UnitVocoder
+from speechgpt.speech.vocoder import UnitVocoder, Vocoder
 from speechgpt.training.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
 
 _MEL_WEIGHT, _FEATURE_WEIGHT, _PITCH_WEIGHT = 45.0, 2.0, 3.0
 _DURATION_CLIPS = 8
 """Whole clips a step for the duration predictor."""
+_MOST_SHIFT, _HALVINGS = 0.5, 12
+"""Of log(duration + 1), either way, and how often the search for it is narrowed."""
 _OWN_CODEBOOK = 0.5
 """Share of the steps on the codebook that the vocoder will be served with."""
 
@@ -134,7 +136,8 @@ def _step(
     chosen = [recording(int(draw.integers(count))) for _ in range(section.batch)]
     batch = collate([cut(each, section.clip_units, section.strangers, draw) for each in chosen])
     table = trainer.table(codebook)
-    made = vocoder(table[codebook.assign(batch.features)], batch.mask, batch.speakers, batch.pitch)
+    with torch.autocast("cpu", torch.bfloat16, enabled=section.precision == "bf16"):
+        made = vocoder(table[codebook.assign(batch.features)], batch.mask, batch.speakers, batch.pitch)
     spectral = mel_loss(made.samples, batch.waves, section.mel_resolutions)
     durations = duration_loss(
         vocoder, table, codebook, [recording(int(draw.integers(count))) for _ in range(_DURATION_CLIPS)]
@@ -187,9 +190,9 @@ def log_mel(wave: Tensor, window: int, hop: int, bands: int) -> Tensor:
 
 
 def duration_loss(vocoder: UnitVocoder, table: Tensor, codebook: Codebook, recordings: list[Recording]) -> Tensor:
-    """MSE(ŷ, log(duration + 1)) over the merged units of whole clips; 0 for a vocoder that predicts none."""
+    """MSE(ŷ, log(duration + 1)) over the merged units of whole clips; 0 for a vocoder without durations."""
     if vocoder.dur_predictor is None:
-        return table.new_zeros(())
+        return torch.zeros(())
     merged = [merge(codebook.assign(torch.from_numpy(r.frames.astype(np.float32))).numpy()) for r in recordings]
     length = max(len(m.units) for m in merged)
     units = torch.from_numpy(np.stack([np.pad(m.units, (0, length - len(m.units))) for m in merged]).astype(np.int64))
@@ -197,6 +200,25 @@ def duration_loss(vocoder: UnitVocoder, table: Tensor, codebook: Codebook, recor
     mask = (lengths > 0).float()
     predicted = vocoder.dur_predictor(table[units], mask)
     return ((predicted - torch.log(lengths.float() + 1)).square() * mask).sum() / mask.sum()
+
+
+@torch.no_grad()
+def calibrate_durations(vocoder: Vocoder, codebook: Codebook, recordings: Iterable[Recording]) -> None:
+    """Shift the predicted durations so that these clips come out as long as they were.
+
+    What training finds is the mean of log(duration + 1), and its exponent is less than the mean duration.
+    """
+    if vocoder.model.dur_predictor is None:
+        return
+    merged = [merge(codebook.assign(torch.from_numpy(r.frames.astype(np.float32))).numpy()) for r in recordings]
+    wanted = sum(int(m.durations.sum()) for m in merged)
+    bias = vocoder.model.dur_predictor.proj.bias
+    trained, low, high = bias.clone(), -_MOST_SHIFT, _MOST_SHIFT
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        bias.copy_(trained + middle)
+        made = sum(int(durations.sum()) for durations in vocoder.durations([m.units.tolist() for m in merged]))
+        low, high = (middle, high) if made < wanted else (low, middle)
 
 
 def cut(recording: Recording, longest: int, strangers: float, draw: np.random.Generator) -> Recording:

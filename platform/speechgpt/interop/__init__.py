@@ -1,0 +1,1 @@
+"""Published checkpoints and files, in and out."""
