@@ -40,9 +40,12 @@ def clips() -> list[np.ndarray]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("layer", [1, 2, -1])
-def test_a_clip_alone_equals_transformers(layout: str, layer: int) -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_clip_alone_equals_transformers(layout: str, layer: int, frozen: bool) -> None:
     plain = model(layout)
     ours = hubert.HubertFeatures(model(layout), layer, normalize=False)
+    if frozen:
+        ours.freeze()
     for wave in clips():
         captured: list[torch.Tensor] = []
         handle = plain.encoder.layers[layer if layer < 0 else layer - 1].register_forward_hook(
@@ -56,8 +59,11 @@ def test_a_clip_alone_equals_transformers(layout: str, layer: int) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("normalize", [False, True])
-def test_a_padded_batch_equals_the_clips_alone(layout: str, normalize: bool) -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_padded_batch_equals_the_clips_alone(layout: str, normalize: bool, frozen: bool) -> None:
     features = hubert.HubertFeatures(model(layout), -1, normalize)
+    if frozen:
+        features.freeze()
     for together, wave in zip(features(clips()), clips(), strict=True):
         alone = features([wave])[0]
         assert together.shape == alone.shape == (hubert.frame_count(len(wave)), 32)
@@ -85,6 +91,43 @@ def test_saving_keeps_layer_and_normalisation(tmp_path: Path) -> None:
     assert (loaded.layer, loaded.normalize, len(loaded.model.encoder.layers)) == (2, True, 2)
     before = hubert.HubertFeatures(model("large"), 2, True)(clips())[0]
     torch.testing.assert_close(loaded(clips())[0], before)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bfloat16_is_asked_for_and_gives_nearly_the_same(tmp_path: Path, layout: str) -> None:
+    hubert.save(model(layout), tmp_path, layer=2, normalize=False)
+    exact, rough = hubert.HubertFeatures.load(tmp_path), hubert.HubertFeatures.load(tmp_path, "bfloat16")
+    assert (exact.precision, rough.precision) == ("float32", "bfloat16")
+    plain = model(layout).bfloat16()
+    plain.encoder.layers[1].register_forward_hook(
+        lambda _m, _i, out: captured.append(out[0] if isinstance(out, tuple) else out)
+    )
+    for wave in clips():
+        captured: list[torch.Tensor] = []
+        with torch.inference_mode():
+            plain(torch.from_numpy(wave).bfloat16()[None])
+        wanted, given = exact([wave])[0], rough([wave])[0]
+        assert given.dtype == torch.float32
+        # Rounding goes far in random layers: what transformers itself loses is the measure.
+        assert 0 < (given - wanted).std() < 1.2 * (captured[0][0].float() - wanted).std()
+    codebook = Codebook(exact(clips())[0][:20])
+    assert SpeechEncoder(exact, codebook).name == "hubert-L2-km20"
+    assert SpeechEncoder(rough, codebook).name == "hubert-L2-km20-bfloat16"
+
+
+def test_a_loud_offset_does_not_upset_the_frozen_norm() -> None:
+    """Mean and variance over time are had from ten neighbouring samples; a constant must go out of both."""
+    wave = clips()[0] * 0.01 + 0.7
+    plain, frozen = (hubert.HubertFeatures(model("base"), -1, False) for _ in range(2))
+    frozen.freeze()
+    torch.testing.assert_close(frozen([wave])[0], plain([wave])[0], atol=2e-4, rtol=1e-3)
+
+
+def test_a_frozen_model_is_not_trained() -> None:
+    features = hubert.HubertFeatures(model("base"), -1, False)
+    features.freeze()
+    with pytest.raises(RuntimeError, match="frozen"):
+        features.forward(torch.zeros(1, 800), [800])
 
 
 def test_a_layer_that_is_not_there_is_refused() -> None:

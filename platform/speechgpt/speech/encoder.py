@@ -9,7 +9,7 @@ from speechgpt.speech import long_audio
 from speechgpt.speech.audio import SAMPLE_RATE
 from speechgpt.speech.codebook import Codebook, CodebookError
 from speechgpt.speech.config import LongAudioSection
-from speechgpt.speech.hubert import HubertFeatures
+from speechgpt.speech.hubert import HubertFeatures, Precision
 from speechgpt.speech.units import Units, merge
 
 
@@ -38,9 +38,13 @@ class SpeechEncoder:
 
     @classmethod
     def load(
-        cls, directory: str | os.PathLike, batch_seconds: float = 60.0, long: LongAudioSection | None = None
+        cls,
+        directory: str | os.PathLike,
+        batch_seconds: float = 60.0,
+        long: LongAudioSection | None = None,
+        precision: Precision = "float32",
     ) -> "SpeechEncoder":
-        return cls(HubertFeatures.load(directory), Codebook.load(directory), batch_seconds, long)
+        return cls(HubertFeatures.load(directory, precision), Codebook.load(directory), batch_seconds, long)
 
     @property
     def clusters(self) -> int:
@@ -48,7 +52,9 @@ class SpeechEncoder:
 
     @property
     def name(self) -> str:
-        return f"hubert-L{self._features.layer}-km{self.clusters}"
+        """What units came from: another layer, codebook or precision gives others."""
+        rounded = "" if self._features.precision == "float32" else f"-{self._features.precision}"
+        return f"hubert-L{self._features.layer}-km{self.clusters}{rounded}"
 
     def encode(self, waves: list[np.ndarray]) -> list[Units]:
         """waves: float32 [samples] at 16 kHz. Units of each, in the same order."""

@@ -3,6 +3,7 @@
 Every layer is followed by the clip's own mask, so that a clip in a padded batch sounds as it does alone.
 """
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,11 @@ class Sound(NamedTuple):
     """[clips, 320 T], between -1 and 1."""
     octaves: Tensor | None = None
     """Pitch that the units made it expect, in octaves above 200 Hz, [clips, T]; None from a head that has no pitch."""
+
+
+def version(module: nn.Module) -> tuple:
+    """Differs after every change of a parameter, so that what was made from the weights is known to be out of date."""
+    return tuple((parameter.device, parameter.data_ptr(), parameter._version) for parameter in module.parameters())
 
 
 def octaves(pitch: Tensor) -> Tensor:
@@ -107,9 +113,21 @@ class ConvNextBlock(nn.Module):
         self.scale = nn.Parameter(torch.full((channels,), 0.2))
 
     def forward(self, x: Tensor, mask: Mask) -> Tensor:
-        y = self.norm(self.depthwise(x).transpose(1, 2))
-        y = self.scale * self.narrow(F.gelu(self.widen(y)))
-        return _masked(x + y.transpose(1, 2), mask)
+        return _masked(x + self.shaped(self.depthwise(x)), mask)
+
+    def shaped(self, y: Tensor) -> Tensor:
+        """The network in each frame. [clips, channels, T]."""
+        y = self.narrow(F.gelu(self.widen(self.norm(y.transpose(1, 2)))))
+        return (self.scale * y).transpose(1, 2)
+
+
+class _Slow(NamedTuple):
+    """What `IstftGenerator` does at 50 Hz."""
+
+    enter: nn.Module
+    slow: nn.ModuleList
+    near_pitch: nn.Module
+    to_pitch: nn.Module
 
 
 class IstftGenerator(nn.Module):
@@ -141,61 +159,105 @@ class IstftGenerator(nn.Module):
             # Soft to begin with: a loud start would first have to be unlearned.
             self.filters.bias.copy_(torch.tensor([-3.0, 0.0, -5.0]).repeat_interleave(bins))
         self.register_buffer("window", torch.hann_window(self.WINDOW), persistent=False)
+        # In a tuple, for a module would be taken for one with weights of its own.
+        self._twin: tuple[tuple, _Slow] | None = None
 
     def forward(self, frames: Tensor, mask: Mask = None, pitch: Tensor | None = None) -> Sound:
         """frames: [clips, model_in_dim, T]; pitch: Hz [clips, T], predicted when not given."""
-        x = _masked(self.enter(frames), mask)
-        for block in self.slow:
-            x = block(x, mask)
-        # What makes phases and spectra is float32, whatever the layers before it are trained in.
-        expected = self.to_pitch(_masked(F.gelu(self.near_pitch(x)), mask))[:, 0].float()
+        if self.training:
+            x, expected = self._slow(self, frames, mask)
+        else:
+            x, expected = self._slow(self.twin(), frames.double(), None if mask is None else mask.double())
+            x = x.float()
         if pitch is None:
-            # In steps, or differences in the last digit would add up over a clip's periods.
-            steps = torch.round(expected.detach() * _PITCH_STEPS) / _PITCH_STEPS
-            pitch = (_MIDDLE_PITCH * torch.exp2(steps)).clamp(LOWEST, HIGHEST)
-        clips, _, length = x.shape
+            pitch = stepped(expected.detach())
+        # What makes phases and spectra is float32, whatever the layers before it are trained in.
+        expected = expected.float()
         source, noise = pulses(_held(pitch, mask)), self._noise(pitch)
         if mask is not None:
             # Beyond its end a clip is silent, alone as in a batch.
             inside = mask[:, 0].repeat_interleave(FRAME, dim=1)
             source, noise = source * inside, noise * inside
-        x = self.up(x).view(clips, -1, self.UP, length).transpose(2, 3).reshape(clips, -1, length * self.UP)
-        known = self.from_pitch(octaves(pitch)[:, None])
-        x = x + known.repeat_interleave(self.UP, dim=2)
+        x = self.widened(x, pitch)
         mask = None if mask is None else mask.repeat_interleave(self.UP, dim=2)
         x = _masked(x, mask)
         for block in self.fast:
             x = block(x, mask)
-        filters = self.filters(self.norm(x.transpose(1, 2))).transpose(1, 2).float()
-        loudness, phase, breath = filters.clamp(max=5.0).chunk(3, dim=1)
-        voiced = self._spectra(source) * torch.polar(torch.exp(loudness), phase)
-        spectrum = _masked(voiced + self._spectra(noise) * torch.exp(breath), mask)
-        pieces = torch.fft.irfft(spectrum, self.WINDOW, dim=1) * self.window[:, None]
+        pieces = self.pieces(x, self._spectra(source), self._spectra(noise), mask)
+        clips = len(x)
         weight = self.window.square()[None, :, None].expand(clips, -1, pieces.shape[2])
         sound, envelope = self._overlap(pieces), self._overlap(_masked(weight, mask))
-        return Sound(torch.clamp(sound / envelope.clamp(min=1e-3), -1.0, 1.0), expected)
+        return Sound(self.levelled(sound, envelope), expected)
+
+    def twin(self) -> "_Slow":
+        """The layers from which the pitch comes, in double precision.
+
+        A pitch that rounding moves to another step is heard as a shift of all later periods. In single precision that
+        happens once in a few thousand frames, because the last digits depend on what else is in the batch.
+        """
+        key = version(self)
+        if self._twin is None or self._twin[0] != key:
+            # Outside inference mode, so that the copy may be used there too.
+            with torch.inference_mode(False), torch.no_grad():
+                twin = copy.deepcopy(_Slow(self.enter, self.slow, self.near_pitch, self.to_pitch))
+                for part in twin:
+                    part.double()
+            self._twin = key, twin
+        return self._twin[1]
+
+    @staticmethod
+    def _slow(layers: "IstftGenerator | _Slow", frames: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
+        """[clips, channels, T] at 50 Hz, and the octaves [clips, T] that they make expect."""
+        x = _masked(layers.enter(frames), mask)
+        for block in layers.slow:
+            x = block(x, mask)
+        return x, layers.to_pitch(_masked(F.gelu(layers.near_pitch(x)), mask))[:, 0]
+
+    def widened(self, x: Tensor, pitch: Tensor) -> Tensor:
+        """[clips, channels, T] at 50 Hz with the pitch [clips, T] -> [clips, channels / 2, 4 T] at 200 Hz."""
+        clips, _, length = x.shape
+        x = self.up(x).view(clips, -1, self.UP, length).transpose(2, 3).reshape(clips, -1, length * self.UP)
+        return x + self.from_pitch(octaves(pitch).float()[:, None]).repeat_interleave(self.UP, dim=2)
+
+    def pieces(self, x: Tensor, source: Tensor, noise: Tensor, mask: Mask = None) -> Tensor:
+        """Windows of sound [clips, window, n] from [clips, channels / 2, n] and complex spectra [clips, bins, n]."""
+        filters = self.filters(self.norm(x.transpose(1, 2))).transpose(1, 2).float()
+        loudness, phase, breath = filters.clamp(max=5.0).chunk(3, dim=1)
+        voiced = source * torch.polar(torch.exp(loudness), phase)
+        spectrum = _masked(voiced + noise * torch.exp(breath), mask)
+        return torch.fft.irfft(spectrum, self.WINDOW, dim=1) * self.window[:, None]
 
     def _noise(self, pitch: Tensor) -> Tensor:
         """White noise [clips, 320 T]; out of training the same for every clip, so that it sounds the same each time."""
         clips, length = pitch.shape
         if self.training:
             return torch.randn(clips, length * FRAME, device=pitch.device)
-        noise = torch.randn(length * FRAME, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(length * FRAME, generator=noise_source())
         return noise.to(pitch.device).expand(clips, -1)
 
     def _spectra(self, wave: Tensor) -> Tensor:
         """[clips, samples] -> complex [clips, bins, samples / HOP], windows centred as `_overlap` lays them."""
         margin = (self.WINDOW - self.HOP) // 2
-        pieces = F.pad(wave, (margin, margin)).unfold(1, self.WINDOW, self.HOP)
-        return torch.fft.rfft(pieces * self.window, dim=2).transpose(1, 2)
+        return self.spectrum(F.pad(wave, (margin, margin)).unfold(1, self.WINDOW, self.HOP))
+
+    def spectrum(self, windows: Tensor) -> Tensor:
+        """[clips, n, window] -> complex [clips, bins, n]."""
+        return torch.fft.rfft(windows * self.window, dim=2).transpose(1, 2)
+
+    def summed(self, pieces: Tensor) -> Tensor:
+        """Windowed pieces [clips, window, n] added at their places, [clips, (n - 1) HOP + window]."""
+        size = (pieces.shape[2] - 1) * self.HOP + self.WINDOW
+        return F.fold(pieces, (1, size), (1, self.WINDOW), stride=(1, self.HOP))[:, 0, 0]
+
+    @staticmethod
+    def levelled(sound: Tensor, envelope: Tensor) -> Tensor:
+        """Sums of windowed pieces by the sum of the windows."""
+        return torch.clamp(sound / envelope.clamp(min=1e-3), -1.0, 1.0)
 
     def _overlap(self, pieces: Tensor) -> Tensor:
-        """Add windowed pieces [clips, window, n] at their places; [clips, n * HOP], centred on the frames."""
-        count = pieces.shape[2]
-        size = (count - 1) * self.HOP + self.WINDOW
-        joined = F.fold(pieces, (1, size), (1, self.WINDOW), stride=(1, self.HOP))[:, 0, 0]
+        """`summed`, without what lies beyond the clip: [clips, n * HOP]."""
         margin = (self.WINDOW - self.HOP) // 2
-        return joined[:, margin : margin + count * self.HOP]
+        return self.summed(pieces)[:, margin : margin + pieces.shape[2] * self.HOP]
 
 
 def _held(pitch: Tensor, mask: Mask) -> Tensor:
@@ -206,16 +268,46 @@ def _held(pitch: Tensor, mask: Mask) -> Tensor:
     return pitch.gather(1, torch.minimum(torch.arange(pitch.shape[1], device=pitch.device), last))
 
 
+def stepped(expected: Tensor) -> Tensor:
+    """Octaves above 200 Hz as Hz in steps, or differences in the last digit would add up over a clip's periods."""
+    steps = torch.round(expected * _PITCH_STEPS) / _PITCH_STEPS
+    return (_MIDDLE_PITCH * torch.exp2(steps)).clamp(LOWEST, HIGHEST)
+
+
+def noise_source() -> torch.Generator:
+    """Draws the noise of every clip, from its first sample on; drawn in whole frames, the pieces are the whole."""
+    return torch.Generator().manual_seed(0)
+
+
 def pulses(pitch: Tensor) -> Tensor:
     """A pulse in each period, made of all harmonics below 8 kHz, at unit power.
 
-    pitch: Hz [clips, T] -> [clips, 320 T].
+    pitch: Hz [clips, T] -> float32 [clips, 320 T].
     """
-    hertz = F.interpolate(pitch[:, None], scale_factor=FRAME, mode="linear", align_corners=False)[:, 0]
-    # The sum of cos(2πkφ) over all harmonics k has a closed form, the Dirichlet kernel. Double: φ counts whole clips.
-    phase = (torch.cumsum(hertz.double() / SAMPLE_RATE, dim=1) % 1.0).float()
+    middles = torch.cat([pitch[:, :1], pitch, pitch[:, -1:]], dim=1)
+    hertz = glide(middles)[:, FRAME // 2 : -(FRAME // 2)]
+    return pulses_at(torch.cumsum(hertz / SAMPLE_RATE, dim=1), hertz)
+
+
+def glide(middles: Tensor) -> Tensor:
+    """The samples between the middles of neighbouring frames, on straight lines.
+
+    middles: Hz [clips, n + 1] -> float64 [clips, 320 n]. Each sample by the same operations wherever its frame lies, so
+    that a steady pitch stays steady to the last digit: the number of harmonics jumps at whole divisors.
+    """
+    middles = middles.double()
+    way = (torch.arange(FRAME, dtype=torch.float64, device=middles.device) + 0.5) / FRAME
+    before, step = middles[:, :-1, None], middles.diff(dim=1)[:, :, None]
+    return (before + step * way).flatten(1)
+
+
+def pulses_at(phase: Tensor, hertz: Tensor) -> Tensor:
+    """Value of the pulse train [clips, samples] at a phase in periods (float64, whole periods do not matter)."""
+    # The sum of cos(2πkφ) over all harmonics k has a closed form, the Dirichlet kernel; so steep at a pulse that single
+    # precision would show where φ was rounded.
     harmonics = torch.floor(SAMPLE_RATE / 2 / hertz)
-    across = torch.sin(torch.pi * phase)
+    angle = torch.pi * (phase % 1.0)
+    across = torch.sin(angle)
     at_pulse = across.abs() < 1e-4
-    kernel = torch.sin(torch.pi * (2 * harmonics + 1) * phase) / across.masked_fill(at_pulse, 1.0)
-    return (torch.where(at_pulse, 2 * harmonics + 1, kernel) - 1) / torch.sqrt(2 * harmonics)
+    kernel = torch.sin((2 * harmonics + 1) * angle) / across.masked_fill(at_pulse, 1.0)
+    return ((torch.where(at_pulse, 2 * harmonics + 1, kernel) - 1) / torch.sqrt(2 * harmonics)).float()

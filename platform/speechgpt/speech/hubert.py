@@ -4,7 +4,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ from torch import nn
 from transformers import HubertConfig, HubertModel
 
 from speechgpt.speech.audio import FRAME, MIN_SAMPLES, SAMPLE_RATE
+from speechgpt.speech.frozen_hubert import FrozenFrontEnd, FrozenPositions
 
+Precision = Literal["float32", "bfloat16"]
 UNIT_CONFIG = "unit_config.json"
 
 
@@ -50,10 +52,12 @@ class HubertFeatures:
             raise ValueError(f"encoder.layer {layer}: the model has layers 1 to {count}")
         self.layer = layer
         self.normalize = normalize
+        self.precision: Precision = "float32"
         self.model = model.eval()
         self.model.encoder.layers = self.model.encoder.layers[:layer]
         self.model.encoder.layers[-1].register_forward_hook(self._keep)
         self._output: torch.Tensor
+        self._front_end: FrozenFrontEnd | None = None
         first = self.model.feature_extractor.conv_layers[0]
         self._group_norm: MaskedGroupNorm | None = None
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
@@ -62,14 +66,36 @@ class HubertFeatures:
             )
 
     @classmethod
-    def load(cls, directory: str | os.PathLike) -> "HubertFeatures":
-        """Read a Hugging Face directory with its `unit_config.json` ({"layer": …}), onto a GPU if there is one."""
+    def load(cls, directory: str | os.PathLike, precision: Precision = "float32") -> "HubertFeatures":
+        """Read a Hugging Face directory with its `unit_config.json` ({"layer": …}), onto a GPU if there is one.
+
+        On a CPU it is made fast (`freeze`), and may compute in bfloat16.
+        """
         directory = Path(directory)
         layer = json.loads((directory / UNIT_CONFIG).read_text())["layer"]
         normalize = json.loads((directory / "preprocessor_config.json").read_text())["do_normalize"]
         model = HubertModel.from_pretrained(directory, attn_implementation="sdpa", local_files_only=True)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(nn.Module.to(model, device), layer, normalize)
+        features = cls(nn.Module.to(model, device), layer, normalize)
+        if device.type == "cpu":
+            features.freeze(precision)
+        elif precision != "float32":
+            raise ValueError(f"precision {precision} is for CPUs; on a GPU leave it at float32")
+        return features
+
+    def freeze(self, precision: Precision = "float32") -> None:
+        """Keep the weights as they are, and compute on a CPU with less work from here on; `forward` is no longer there.
+
+        In bfloat16 a few units in a hundred become others: measure it on your own (`speechgpt bench encode`).
+        """
+        dtype = getattr(torch, precision)
+        self._front_end = FrozenFrontEnd(self.model.feature_extractor.conv_layers, dtype)
+        positions = self.model.encoder.pos_conv_embed
+        if getattr(positions, "batch_norm", None) is None:
+            self.model.encoder.pos_conv_embed = FrozenPositions(positions)
+        nn.Module.to(self.model.feature_projection, dtype)
+        nn.Module.to(self.model.encoder, dtype)
+        self.precision = precision
 
     @property
     def dimensions(self) -> int:
@@ -98,11 +124,25 @@ class HubertFeatures:
             self._group_norm.moments = None
 
     def _frames(self, batch: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
+        if self._front_end is not None:
+            moments = None if self._group_norm is None else self._group_norm.moments
+            clips = [self._front_end(row[:n], moments) for row, n in zip(batch, lengths, strict=True)]
+            return [row[: len(clip)].float() for row, clip in zip(self._transformed(clips), clips, strict=True)]
         frames = self.forward(batch.to(self.model.device), lengths).cpu()
         return [row[: frame_count(n)] for row, n in zip(frames, lengths, strict=True)]
 
+    def _transformed(self, clips: list[torch.Tensor]) -> torch.Tensor:
+        """What the front end made, [frames, channels] each, through the transformer: [clips, frames, dimensions]."""
+        counts = torch.tensor([len(clip) for clip in clips])
+        padded = nn.utils.rnn.pad_sequence(clips, batch_first=True)
+        inside = torch.arange(padded.shape[1]) < counts[:, None]
+        self.model.encoder(self.model.feature_projection(padded), None if inside.all() else inside)
+        return self._output
+
     def forward(self, batch: torch.Tensor, lengths: list[int]) -> torch.Tensor:
         """batch: [clips, samples], zero after each clip. Returns [clips, frames, dimensions], with gradients."""
+        if self._front_end is not None:
+            raise RuntimeError("a frozen HuBERT has no forward pass with gradients")
         if self._group_norm is not None:
             self._group_norm.lengths = torch.tensor(lengths)
         samples = torch.arange(batch.shape[1])

@@ -1,9 +1,11 @@
 """The unit vocoder: merged units to speech, with predicted durations, one clip or a batch (SPEC 4)."""
 
+import copy
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,11 +15,14 @@ from torch.nn.utils import parametrize
 
 from speechgpt.speech.audio import FRAME
 from speechgpt.speech.config import GeneratorSection
-from speechgpt.speech.generators import HifiGanGenerator, IstftGenerator, Sound
+from speechgpt.speech.frozen_hifigan import LONGEST, FrozenHifiGan
+from speechgpt.speech.generators import HifiGanGenerator, IstftGenerator, Sound, version
+from speechgpt.speech.stream_generators import HifiGanStream
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _BATCH_FRAMES = 4000
 """Frames, padding included, in one forward pass."""
+Precision = Literal["float32", "bfloat16"]
 
 
 class VocoderError(ValueError):
@@ -80,21 +85,34 @@ class UnitVocoder(nn.Module):
         pitch: Tensor | None = None,
     ) -> Sound:
         """frames: embedded units, one a frame, [clips, T, embedding_dim]; mask: [clips, 1, T]; pitch: Hz [clips, T]."""
-        x = frames.transpose(1, 2)
-        if self.spkr is not None:
-            voice = self.spkr(torch.zeros(len(x), dtype=torch.long, device=x.device) if speaker is None else speaker)
-            x = torch.cat([x, voice[:, :, None].expand(-1, -1, x.shape[2])], dim=1)
+        x = self.conditioned(frames, speaker)
         return self.generator(x if mask is None else x * mask, mask, pitch)
+
+    def conditioned(self, frames: Tensor, speaker: Tensor | None) -> Tensor:
+        """What the generator takes, [clips, model_in_dim, T]."""
+        x = frames.transpose(1, 2)
+        if self.spkr is None:
+            return x
+        voice = self.spkr(torch.zeros(len(x), dtype=torch.long, device=x.device) if speaker is None else speaker)
+        return torch.cat([x, voice[:, :, None].expand(-1, -1, x.shape[2])], dim=1)
 
 
 class Vocoder:
-    """A vocoder directory of a bundle: `config.json` and `model.safetensors` (weight norm folded)."""
+    """A vocoder directory of a bundle: `config.json` and `model.safetensors` (weight norm folded).
 
-    def __init__(self, model: UnitVocoder) -> None:
+    precision: `bfloat16` lets a HiFi-GAN on a CPU compute in it: several times as fast where the CPU has instructions
+    for it, and to about 1 % of the sound's level the same; durations and lengths do not change.
+    """
+
+    def __init__(self, model: UnitVocoder, precision: Precision = "float32") -> None:
         self.model = model.eval()
+        if precision != "float32" and (model.section.head != "hifigan" or self._device.type != "cpu"):
+            raise VocoderError(f"precision {precision}: only a HiFi-GAN on a CPU has it; leave it at float32")
+        self.precision = precision
+        self._frozen: tuple[tuple, FrozenHifiGan] | None = None
 
     @classmethod
-    def load(cls, directory: str | os.PathLike) -> "Vocoder":
+    def load(cls, directory: str | os.PathLike, precision: Precision = "float32") -> "Vocoder":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -111,7 +129,7 @@ class Vocoder:
             model.load_state_dict(weights)
         except RuntimeError as error:
             raise VocoderError(f"{directory}: {WEIGHTS} does not match {CONFIG}: {error}") from None
-        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), precision)
 
     def save(self, directory: str | os.PathLike) -> None:
         from safetensors.torch import save_file
@@ -147,22 +165,39 @@ class Vocoder:
         self.model.dict = nn.Embedding.from_pretrained(table.clone(), freeze=False)
         self.model.units = len(centroids)
 
+    def frozen(self) -> FrozenHifiGan:
+        """The HiFi-GAN for inference, made anew when a weight has changed. Raises VocoderError for another head."""
+        generator = self.model.generator
+        if not isinstance(generator, HifiGanGenerator):
+            raise VocoderError(f"a vocoder with the head {self.model.section.head} has no HiFi-GAN")
+        key = version(generator)
+        if self._frozen is None or self._frozen[0] != key:
+            self._frozen = key, FrozenHifiGan(generator, getattr(torch, self.precision))
+        return self._frozen[1]
+
+    def duration_predictor(self) -> DurationPredictor:
+        """A copy in double precision: what rounds to a whole frame must not depend on what else is in the batch.
+
+        Raises VocoderError where the vocoder has none.
+        """
+        if self.model.dur_predictor is None:
+            raise VocoderError(
+                "this vocoder does not predict durations; give them, or synthesize units of one frame each"
+            )
+        return copy.deepcopy(self.model.dur_predictor).double()
+
     @torch.inference_mode()
     def durations(self, units: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Predicted frames of each merged unit: clamp(round(exp(y) - 1), min 1). int64 arrays.
 
         Raises VocoderError for a unit outside the codebook, or if this vocoder does not predict durations.
         """
-        if self.model.dur_predictor is None:
-            raise VocoderError(
-                "this vocoder does not predict durations; give them, or synthesize units of one frame each"
-            )
-        codes = [self._checked(u) for u in units]
+        predictor = self.duration_predictor()
+        codes = [self.checked(u) for u in units]
         length = max((len(c) for c in codes), default=0)
         padded = torch.stack([F.pad(c, (0, length - len(c))) for c in codes])
-        mask = torch.stack([torch.arange(length) < len(c) for c in codes]).float()
-        predicted = self.model.dur_predictor(self.model.dict(padded.to(self._device)), mask.to(self._device))
-        frames = torch.clamp(torch.round(torch.exp(predicted) - 1), min=1).long().cpu()
+        mask = torch.stack([torch.arange(length) < len(c) for c in codes]).double()
+        frames = frames_of(predictor(self.embedded(padded).double(), mask.to(self._device)))
         return [row[: len(c)].numpy() for row, c in zip(frames, codes, strict=True)]
 
     @torch.inference_mode()
@@ -175,23 +210,30 @@ class Vocoder:
         """Speech of each sequence of merged units: float32 [samples] at 16 kHz, 320 a frame; empty for no units.
 
         durations: frames of each unit; when not given they are predicted, and by a vocoder that cannot, each unit is
-        one frame. Raises VocoderError for a unit outside the codebook.
+        one frame. Raises VocoderError for a unit outside the codebook or another number of durations than units.
         """
         sound = [np.zeros(0, np.float32) for _ in units]
-        spoken = [i for i, u in enumerate(units) if len(u)]
-        if not spoken:
-            return sound
-        lengths: Sequence[Sequence[int] | np.ndarray]
+        codes = [self.checked(u) for u in units]
+        spoken = [i for i, c in enumerate(codes) if len(c)]
         if durations is not None:
-            lengths = [durations[i] for i in spoken]
+            frames = {i: _lasting(codes[i], durations[i]) for i in spoken}
         elif self.model.dur_predictor is None:
-            lengths = [np.ones(len(units[i]), np.int64) for i in spoken]
+            frames = {i: codes[i] for i in spoken}
         else:
-            lengths = self.durations([units[i] for i in spoken])
-        frames = {
-            i: self._checked(units[i]).repeat_interleave(torch.as_tensor(np.asarray(d), dtype=torch.long))
-            for i, d in zip(spoken, lengths, strict=True)
-        }
+            predicted = self.durations([units[i] for i in spoken]) if spoken else []
+            frames = {i: _lasting(codes[i], d) for i, d in zip(spoken, predicted, strict=True)}
+        frames = {i: f for i, f in frames.items() if len(f)}
+        if not frames:
+            return sound
+        if self.model.section.head == "hifigan" and self._device.type == "cpu":
+            # A CPU is busy with one clip; a batch would only add padding and masks.
+            voice = torch.tensor([self._speaker(speaker)])
+            for i, codes_of_frames in frames.items():
+                given = self.model.conditioned(self.embedded(codes_of_frames[None]), voice)
+                frozen = self.frozen()
+                whole = frozen(given[0]) if given.shape[2] <= LONGEST else HifiGanStream(frozen).whole(given)
+                sound[i] = whole.numpy()
+            return sound
         batch: list[int] = []
         for index in sorted(frames, key=lambda i: (-len(frames[i]), i)):
             if batch and len(frames[batch[0]]) * (len(batch) + 1) > _BATCH_FRAMES:
@@ -207,17 +249,45 @@ class Vocoder:
         mask = None
         if min(lengths) < max(lengths):
             mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])[:, None].float()
-        voices = torch.full((len(batch),), speaker or 0, device=self._device)
-        embedded = self.model.dict(padded.to(self._device))
-        waves = self.model(embedded, None if mask is None else mask.to(self._device), voices).samples.cpu()
+        voices = torch.full((len(batch),), self._speaker(speaker), device=self._device)
+        waves = self.model(self.embedded(padded), None if mask is None else mask.to(self._device), voices).samples.cpu()
         for index, wave, length in zip(batch, waves, lengths, strict=True):
             sound[index] = wave[: length * FRAME].numpy().copy()
 
-    def _checked(self, units: Sequence[int]) -> Tensor:
+    def checked(self, units: Sequence[int]) -> Tensor:
+        """The units as int64 [n]. Raises VocoderError for one outside the codebook."""
         codes = torch.as_tensor(np.asarray(units), dtype=torch.long)
         if len(codes) and (int(codes.min()) < 0 or int(codes.max()) >= self.units):
-            raise VocoderError(f"unit {int(codes.max())} is outside the vocoder's {self.units} units")
+            wrong = int(codes.min()) if int(codes.min()) < 0 else int(codes.max())
+            raise VocoderError(f"unit {wrong} is outside the vocoder's {self.units} units")
         return codes
+
+    def embedded(self, codes: Tensor) -> Tensor:
+        """[clips, n] -> [clips, n, embedding_dim], where the vocoder lies."""
+        return self.model.dict(codes.to(self._device))
+
+    def voice(self, speaker: int | None) -> Tensor | None:
+        """The speaker's embedding [embedding_dim], the first one's by default; None from a vocoder of one voice."""
+        return None if self.model.spkr is None else self.model.spkr.weight[self._speaker(speaker)]
+
+    def _speaker(self, speaker: int | None) -> int:
+        count = self.model.section.speakers
+        if speaker is not None and not 0 <= speaker < max(1, count):
+            raise VocoderError(f"speaker {speaker}: this vocoder has {count or 'one voice and no'} speakers")
+        return speaker or 0
+
+
+def frames_of(predicted: Tensor) -> Tensor:
+    """Whole frames from log(duration + 1), at least one. int64, on the CPU."""
+    return torch.clamp(torch.round(torch.exp(predicted) - 1), min=1).long().cpu()
+
+
+def _lasting(codes: Tensor, durations: Sequence[int] | np.ndarray) -> Tensor:
+    """One unit a frame. codes: [n]; durations: frames of each."""
+    frames = torch.as_tensor(np.asarray(durations), dtype=torch.long)
+    if len(frames) != len(codes):
+        raise VocoderError(f"{len(codes)} units came with {len(frames)} durations")
+    return codes.repeat_interleave(frames)
 
 
 def fold_weight_norm(model: nn.Module) -> None:
