@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from speechgpt.evaluation import scoring
+from speechgpt.evaluation.conversation import Timing
 from speechgpt.evaluation.examination import Clip, UnitLoss
 from speechgpt.evaluation.metrics import Bootstrap
 from speechgpt.evaluation.report import Sample, render
@@ -71,3 +72,17 @@ def test_what_was_not_measured_is_said_not_invented(figures):
 def test_the_same_figures_give_the_same_page(figures):
     curves = {"base": [(1, 3.0), (2, 2.5)]}
     assert render(figures, [], "tiny", curves) == render(figures, [], "tiny", curves)
+
+
+def test_answers_beside_the_voice_and_their_wait_are_shown(figures):
+    examined = scoring.Examined(replies={"c1": reply("five")})
+    heard = scoring.Heard(answers={"c1": "five"}, said={"c1": "five"})
+    opinions = {who: {"dnsmos": {"c1": 3.25}, "distillmos": {"c1": 4.125}} for who in ("model", "voice")}
+    more = {
+        "answers_aloud": scoring.beside_the_voice(examined, heard, opinions, Bootstrap(0)),
+        "alone": {**scoring.waiting([Timing(0.75, 1.5)], Bootstrap(0)), "cores": 2},
+        "unit_edits_in_noise": scoring.mean({"c1": 0.375}, Bootstrap(0)),
+    }
+    page = render({**figures, "detail": {**figures["detail"], **more}}, [], "tiny", {})
+    for shown in ("DNSMOS", "3.250", "DistillMOS", "4.125", "0.750 s", "0.375"):
+        assert shown in page
