@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from jobs import build_instructions
-from jobs.build_instructions import QUESTIONS, REPORT, ROWS, read_instructions
+from jobs.build_instructions import QUESTIONS, REFUSED, REPORT, ROWS, read_instructions
 from jobs.shell import JobError, execute
 from jobs.tokenize_speech import UNITS_SCHEMA
 from speechgpt.language import world
@@ -72,7 +72,10 @@ def test_rows_are_built_and_nothing_unheard_gets_in(ray_cluster, tmp_path: Path)
     assert sum(report["rows"].values()) == len(rows)
     assert report["refused"]["transcribe: marker"] == report["refused"]["s2t: marker"] == 1
     assert report["refused"]["s2s: no_answer_speech"] >= 1
-    assert done["figures"] == {key: report[key] for key in ("rows", "refused")}
+    assert done["figures"] == {"rows": report["rows"], "refused": report["refused"]}
+    assert report["examples"]["transcribe: marker"] == ["marker"]
+    refused = {(row["source"], row["kind"], row["reason"]) for row in workspace.read_table(REFUSED).to_pylist()}
+    assert len(refused) == sum(report["refused"].values()) and ("marker", "s2t", "marker") in refused
     split = {row["id"]: row["split"] for row in workspace.read_table(QUESTIONS).to_pylist()}
     assert set(split.values()) == {"train", "heldout"}
     texts = {row["id"].removeprefix("text-") for row in rows if row["kind"] == "text"}
