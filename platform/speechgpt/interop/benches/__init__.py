@@ -1,0 +1,1 @@
+"""`speechgpt bench`: what this machine does, against what the published programs do on it in the same run."""
