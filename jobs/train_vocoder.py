@@ -157,6 +157,7 @@ def _train(config: dict[str, Any]) -> None:
 
     from speechgpt.speech import audio
     from speechgpt.speech.codebook import Codebook
+    from speechgpt.speech.hubert import HubertFeatures
     from speechgpt.speech.vocoder import Vocoder
     from speechgpt.training.vocoding import Recording, VocoderTrainer, calibrate_durations, train
 
@@ -168,6 +169,7 @@ def _train(config: dict[str, Any]) -> None:
     table = workspace.read_table(_CLIPS).sort_by("id")
     with workspace.fetch("encoder") as directory:
         codebook = Codebook.load(directory)
+        encoder = HubertFeatures.load(directory, frozen=False) if section.likeness else None
     dimensions = codebook.centroids.shape[1]
 
     def recording(index: int) -> Recording:
@@ -180,7 +182,7 @@ def _train(config: dict[str, Any]) -> None:
 
     model = _initial(recipe, codebook)
     codebooks = [codebook, *_further_codebooks(section.codebooks, recording, len(table), recipe.seed)]
-    trainer = VocoderTrainer(model, codebooks, section)
+    trainer = VocoderTrainer(model, codebooks, section, encoder)
     first_step = 0
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:

@@ -5,6 +5,7 @@ import torch
 from speechgpt.speech import pitch
 from speechgpt.speech.codebook import Codebook
 from speechgpt.speech.config import GeneratorSection, VocoderTrainingSection
+from speechgpt.speech.hubert import HubertFeatures, scratch
 from speechgpt.speech.units import merge
 from speechgpt.speech.vocoder import UnitVocoder, Vocoder
 from speechgpt.training.discriminators import Discriminators
@@ -15,6 +16,7 @@ from speechgpt.training.vocoding import (
     collate,
     cut,
     duration_loss,
+    likeness_loss,
     log_mel,
     segments,
     train,
@@ -135,3 +137,33 @@ def test_durations_are_brought_to_the_length_of_the_clips() -> None:
     assert made() < 0.9 * wanted
     calibrate_durations(vocoder, CODEBOOK, recordings())
     assert abs(made() - wanted) < 0.1 * wanted
+
+
+def listener() -> HubertFeatures:
+    architecture = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    front = {"conv_dim": [32, 32, 32], "conv_kernel": [80, 5, 4], "conv_stride": [20, 4, 4]}
+    rest = {"num_feat_extract_layers": 3, "num_conv_pos_embeddings": 16, "feat_extract_norm": "layer"}
+    return HubertFeatures(scratch({**architecture, **front, **rest}, seed=0), -1, normalize=False)
+
+
+def test_likeness_is_zero_for_the_clips_themselves_whatever_lies_behind_their_ends() -> None:
+    chosen = recordings()[:2]
+    batch = collate([chosen[0], cut(chosen[1], 12, 0.0, np.random.default_rng(0))])
+    noisy = batch.waves.clone()
+    noisy[1, 12 * 320 :] = 1.0
+    assert likeness_loss(listener(), noisy, batch).item() < 1e-6
+    assert likeness_loss(listener(), batch.waves.flip(1), batch).item() > 0.1
+
+
+def test_likeness_comes_by_training_for_it_and_leaves_the_encoder_as_it_was() -> None:
+    reached = {}
+    for weight in (0.0, 45.0):
+        encoder = listener()
+        before = {name: p.clone() for name, p in encoder.model.named_parameters()}
+        begun = trainer(40, adversarial_from=40, likeness=weight)
+        begun.encoder = encoder
+        losses = list(train(begun, recordings().__getitem__, 6, seed=0))
+        reached[weight] = np.mean([x["likeness"] for x in losses[-5:]])
+        assert all(torch.equal(p, before[name]) for name, p in encoder.model.named_parameters())
+        assert not any("encoder" in name for name in begun.state()["model"])
+    assert reached[45.0] < 0.9 * reached[0.0]

@@ -176,6 +176,8 @@ class VocoderTrainingSection(Section):
     strangers: float = Field(0.0, ge=0, le=1)
     """Share of the clips whose units are not their own, while the sound to make stays: those of another voice that says
     the same, moved to when this one says it, or of the clip in another throat and room."""
+    likeness: float = Field(0.0, ge=0)
+    """Weight of how alike the encoder hears the clip and what was made of it. The published training has none."""
     discriminators: Literal["hifigan", "stft"] = "hifigan"
     """`hifigan`: the published multi-period and multi-scale ones; `stft`: light multi-resolution ones, for CPUs."""
     mel_resolutions: tuple[tuple[int, int, int], ...] = ((1024, 256, 80),)

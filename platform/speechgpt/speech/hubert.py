@@ -66,10 +66,12 @@ class HubertFeatures:
             )
 
     @classmethod
-    def load(cls, directory: str | os.PathLike, precision: Precision = "float32") -> "HubertFeatures":
+    def load(
+        cls, directory: str | os.PathLike, precision: Precision = "float32", frozen: bool = True
+    ) -> "HubertFeatures":
         """Read a Hugging Face directory with its `unit_config.json` ({"layer": …}), onto a GPU if there is one.
 
-        On a CPU it is made fast (`freeze`), and may compute in bfloat16.
+        On a CPU it is made fast (`freeze`), and may compute in bfloat16, unless gradients are wanted (`frozen=False`).
         """
         directory = Path(directory)
         layer = json.loads((directory / UNIT_CONFIG).read_text())["layer"]
@@ -77,10 +79,10 @@ class HubertFeatures:
         model = HubertModel.from_pretrained(directory, attn_implementation="sdpa", local_files_only=True)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         features = cls(nn.Module.to(model, device), layer, normalize)
-        if device.type == "cpu":
+        if device.type == "cpu" and frozen:
             features.freeze(precision)
         elif precision != "float32":
-            raise ValueError(f"precision {precision} is for CPUs; on a GPU leave it at float32")
+            raise ValueError(f"precision {precision} is for frozen models on CPUs; leave it at float32")
         return features
 
     def freeze(self, precision: Precision = "float32") -> None:

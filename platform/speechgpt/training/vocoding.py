@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechgpt.speech.audio import FRAME, SAMPLE_RATE
+from speechgpt.speech.audio import FRAME, MIN_SAMPLES, SAMPLE_RATE
 from speechgpt.speech.codebook import Codebook
 from speechgpt.speech.config import VocoderTrainingSection
 from speechgpt.speech.generators import octaves
+from speechgpt.speech.hubert import HubertFeatures
 from speechgpt.speech.pitch import UNKNOWN
 from speechgpt.speech.units import merge
 from speechgpt.speech.vocoder import UnitVocoder, Vocoder
@@ -66,8 +67,18 @@ class Batch(NamedTuple):
 class VocoderTrainer(nn.Module):
     """Everything that is trained and saved: generator side and discriminators with their optimisers."""
 
-    def __init__(self, vocoder: UnitVocoder, codebooks: list[Codebook], section: VocoderTrainingSection) -> None:
+    def __init__(
+        self,
+        vocoder: UnitVocoder,
+        codebooks: list[Codebook],
+        section: VocoderTrainingSection,
+        encoder: HubertFeatures | None = None,
+    ) -> None:
+        """encoder: not frozen; what `likeness` is heard by."""
         super().__init__()
+        self.encoder = encoder
+        if encoder is not None:
+            encoder.model.requires_grad_(False)
         self.vocoder = vocoder.train()
         self.discriminators = Discriminators(section.discriminators)
         self.codebooks = codebooks
@@ -148,6 +159,11 @@ def _step(
         expected = ((made.octaves - octaves(batch.pitch)).abs() * batch.mask[:, 0]).sum() / batch.lengths.sum()
         loss = loss + _PITCH_WEIGHT * expected
         losses["pitch"] = expected.item()
+    if trainer.encoder is not None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=section.precision == "bf16"):
+            alike = likeness_loss(trainer.encoder, made.samples, batch)
+        loss = loss + section.likeness * alike
+        losses["likeness"] = alike.item()
     if step >= section.adversarial_from:
         wanted, heard = segments(batch, made.samples, section.segment_units, draw)
         judged = discriminator_loss(judges(wanted), judges(heard.detach()))
@@ -187,6 +203,23 @@ def log_mel(wave: Tensor, window: int, hop: int, bands: int) -> Tensor:
     spectrum = torch.stft(padded, window, hop, window=_hann(window), center=False, return_complex=True)
     magnitude = torch.sqrt(spectrum.real.square() + spectrum.imag.square() + 1e-9)
     return torch.log(torch.clamp(_mel_filters(window, bands) @ magnitude, min=1e-5))
+
+
+def likeness_loss(encoder: HubertFeatures, made: Tensor, batch: Batch) -> Tensor:
+    """Mean absolute difference of the encoder's features of the clips and of what was made of them.
+
+    A spectral loss weighs what is loud; this one weighs what tells one unit from another. In standard deviations of the
+    features. made: [clips, samples].
+    """
+    # The last frame looks 80 samples beyond its 320.
+    spoken, lengths = FRAME * batch.lengths, (FRAME * batch.lengths + MIN_SAMPLES - FRAME).tolist()
+    inside = torch.arange(made.shape[1]) < spoken[:, None]
+    room = (0, max(lengths) - made.shape[1])
+    with torch.no_grad():
+        wanted = encoder.forward(F.pad(batch.waves * inside, room), lengths).float()
+    heard = encoder.forward(F.pad(made * inside, room), lengths).float()
+    mask = batch.mask[:, 0, : wanted.shape[1], None]
+    return ((heard - wanted).abs() * mask).sum() / (mask.sum() * wanted.shape[2]) / wanted.std()
 
 
 def duration_loss(vocoder: UnitVocoder, table: Tensor, codebook: Codebook, recordings: list[Recording]) -> Tensor:
