@@ -22,7 +22,7 @@ from speechgpt.speech.stream_layers import (
     WindowStream,
 )
 
-_PIECE = 100
+_PIECE = 200
 """Frames of a long clip that go through together."""
 
 
