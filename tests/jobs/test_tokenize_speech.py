@@ -8,8 +8,9 @@ import pytest
 import soundfile
 import torch
 
+from jobs.shards import plan, runs
 from jobs.shell import Context, JobError
-from jobs.tokenize_speech import UNITS_SCHEMA, Tokenizer, plan, run, runs
+from jobs.tokenize_speech import UNITS_SCHEMA, Tokenizer, run
 from speechgpt.recipe import Recipe, load
 from speechgpt.runtime.progress import Progress
 from speechgpt.runtime.recordings import UTTERANCE_SCHEMA
@@ -127,7 +128,7 @@ def test_bad_sound_is_set_aside_by_name_and_the_rest_become_units(ray_cluster, w
         str(files["not_finite"]): "not_finite",
         str(files["unreadable"]): "unreadable",
         str(files["renamed"]): "unreadable",
-        str(files["gone"]): "unreadable",
+        str(files["gone"]): "missing_file",
     }
     assert (done["figures"]["utterances"], done["figures"]["quarantined"]) == (3, 7)
 
@@ -177,7 +178,7 @@ def test_long_recordings_are_split_over_shards_by_what_they_hold(tmp_path):
     place = Workspace(tmp_path)
     rows = [{"id": f"u{n:03d}", "path": "x", "seconds": 100.0 if n else None} for n in range(20)]
     place.write_table("manifest/utterances.parquet", pa.Table.from_pylist(rows, UTTERANCE_SCHEMA))
-    shards = plan(place, longest=30.0)
+    shards = plan(place, load("tiny"))
     assert [(shard.first, shard.count) for shard in shards] == [(0, 6), (6, 6), (12, 6), (18, 2)]
     assert [shard.units for shard in shards[:2]] == [
         "units/part-recordings-00000.parquet",
@@ -193,7 +194,7 @@ def test_clips_of_any_length_become_units_where_the_recipe_says_how(workspace, t
         soundfile.write(tmp_path / f"{name}.wav", sound, 16000, subtype="FLOAT")
     soundfile.write(tmp_path / "silent.wav", np.zeros(16000, np.float32), 16000)
     recordings(workspace, *(tmp_path / f"{name}.wav" for name in [*sounds, "silent"]))
-    shards = plan(workspace, 2.0)
+    shards = plan(workspace, load("tiny", ("data.max_seconds=2",)))
 
     def tokenized(*overrides: str) -> tuple[dict[str, dict], dict[str, str]]:
         worker = Tokenizer(workspace, load("tiny", ("data.max_seconds=2", *overrides)))
@@ -227,7 +228,7 @@ def test_the_long_mode_is_part_of_what_units_depend_on_and_of_nothing_before_the
     assert "encoder.long" in tokenize_speech.JOB.sections(long)
     assert _chosen(plain, train_encoder.JOB.sections) == _chosen(long, train_encoder.JOB.sections)
     named = {name.removeprefix("encoder.") for name in train_encoder.JOB.sections if name.startswith("encoder.")}
-    assert named == set(type(plain.encoder).model_fields) - {"long"}
+    assert named == set(type(plain.encoder).model_fields) - {"long", "precision"}
 
 
 def test_nothing_to_do_says_what_to_run(tmp_path):
@@ -240,6 +241,6 @@ def test_shards_are_planned_on_s3_as_in_a_directory(tmp_path, s3_bucket):
     for place in places:
         spoken(place, "a", speech(0.5), speech(0.6))
         recordings(place, tmp_path / "x.wav")
-    local, remote = (plan(place, longest=30.0) for place in places)
+    local, remote = (plan(place, load("tiny")) for place in places)
     assert local == remote
     assert [(shard.name, shard.count) for shard in remote] == [("a", 2), ("recordings-00000", 1)]
