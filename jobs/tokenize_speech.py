@@ -116,6 +116,7 @@ class Tokenizer:
         from speechgpt.speech.encoder import SpeechEncoder
 
         torch.set_num_threads(max(1, int(recipe.resources.tokenisation.cpus)))
+        began = time.perf_counter()
         self._workspace = workspace
         self._encoding = threading.Lock()
         self._longest = None if recipe.encoder.long else recipe.data.max_seconds
@@ -123,6 +124,7 @@ class Tokenizer:
             self._encoder = SpeechEncoder.load(
                 directory, recipe.encoder.batch_seconds, recipe.encoder.long, recipe.encoder.precision
             )
+        self._start = time.perf_counter() - began
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         from speechgpt.runtime.recordings import QUARANTINE_SCHEMA
@@ -146,7 +148,9 @@ class Tokenizer:
                 self._workspace.write_table(shard.quarantine, quarantine)
             # Last, since its presence says that the shard is finished.
             self._workspace.write_table(shard.units, units)
-        return _tally(shard, units, quarantine) | clock.seconds | {"wall": time.perf_counter() - began}
+        start, self._start = self._start, 0.0
+        took = clock.seconds | {"wall": time.perf_counter() - began, "start": start}
+        return _tally(shard, units, quarantine) | took
 
     def _encode(self, clips: "list[_Heard]") -> list[dict[str, Any]]:
         """Of each clip its row of the units table, or of the quarantine table."""
@@ -290,7 +294,7 @@ def _figures(done: list[dict[str, Any]]) -> dict[str, Any]:
     total = {key: sum(t[key] for t in done) for key in ("clips", "quarantined", "units", "seconds", "without_text")}
     reasons = sum((Counter(json.loads(t["reasons"])) for t in done), Counter[str]())
     # Of this attempt; shards that an earlier one finished took their time then.
-    took = {phase: round(sum(t.get(phase, 0.0) for t in done), 3) for phase in (*PHASES, "wall")}
+    took = {phase: round(sum(t.get(phase, 0.0) for t in done), 3) for phase in (*PHASES, "wall", "start")}
     return {
         "utterances": total["clips"] - total["quarantined"],
         "quarantined": total["quarantined"],

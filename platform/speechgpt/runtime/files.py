@@ -2,6 +2,7 @@
 
 import io
 import os
+import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -64,6 +65,14 @@ def absolute(uri: str) -> str:
     return uri if "://" in uri or uri.startswith(PACKAGE) else str(Path(uri).expanduser().absolute())
 
 
+def joined(folder: str, path: str) -> str:
+    """The address of a path that a file in `folder` names: as it is if it is a whole one, else from there on."""
+    if "://" in path or path.startswith("/"):
+        return path
+    scheme, separator, place = folder.rpartition("://")
+    return scheme + separator + posixpath.normpath(posixpath.join(place, path))
+
+
 @contextmanager
 def _open_whole(path: str) -> Iterator[IO[bytes]]:
     if path.startswith(PACKAGE):
@@ -92,7 +101,7 @@ def _read_place(name: str, place: inside_files.Place) -> bytes:
     if isinstance(found, bytes):
         return found
     # A table's row that names a file instead of holding its bytes.
-    return read_bytes(found if "://" in found or found.startswith("/") else f"{name.rpartition('/')[0]}/{found}")
+    return read_bytes(joined(posixpath.dirname(name), found))
 
 
 def _fact(file: Path) -> FileFact:

@@ -3,6 +3,7 @@
 import json as json_module
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +39,14 @@ def vocoder(clips: Clips = 200, threads: Threads = 1, seed: Seed = 0, json: Json
     from speechgpt.interop.benches.vocoder import run
 
     _show(run, clips, threads, seed, json)
+
+
+@app.command()
+def tokenize(clips: Clips = 40, threads: Threads = 1, seed: Seed = 0, json: Json = False) -> None:
+    """Sound files to units by the job `tokenize`, against fairseq's and transformers' own loops."""
+    # Jobs stand above this room, so that this one is found by its name.
+    [entry] = entry_points(group="speechgpt.benches", name="tokenize")
+    _show(entry.load(), clips, threads, seed, json)
 
 
 def _show(run: Callable[..., dict[str, Any]], clips: int, threads: int, seed: int, json: bool) -> None:

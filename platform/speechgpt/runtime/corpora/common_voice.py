@@ -17,11 +17,7 @@ def common_voice(top: str, files: list[FileFact]) -> Iterator[Found]:
     are kept.
     """
     names = {file.uri for file in files}
-    lists = (
-        [top] if top.endswith(".tsv") else [f"{top}/{split}.tsv" for split in _SPLITS if f"{top}/{split}.tsv" in names]
-    )
-    if not lists and f"{top}/validated.tsv" in names:
-        splits = [f"{top}/{split}.tsv" for split in _SPLITS]
+    splits = [f"{top}/{split}.tsv" for split in _SPLITS]
     lists = [top] if top.endswith(".tsv") else [name for name in splits if name in names]
     if not lists and f"{top}/validated.tsv" in names:
         lists = [f"{top}/validated.tsv"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from speechgpt.runtime.corpora.outcome import Found, ManifestError, Problem, Row
-from speechgpt.runtime.files import FileFact, open_binary
+from speechgpt.runtime.files import FileFact, joined, open_binary
 from speechgpt.runtime.inside_files import Stretch
 
 
@@ -38,8 +38,7 @@ def _cut(where: str, line: bytes, sounds: str) -> Row | Problem:
         source = recording["sources"][0]
         if source["type"] not in ("file", "url"):
             return Problem(where, "unsupported_cut", f"a recording of type {source['type']!r} is no file")
-        path = source["source"]
-        whole = path if "://" in path or path.startswith("/") else posixpath.normpath(f"{sounds}/{path}")
+        whole = joined(sounds, source["source"])
         row = {"id": cut["id"], "path": whole + _stretch(cut, recording), "seconds": float(cut["duration"])}
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         return Problem(where, "unreadable_row", f"not a cut: {type(error).__name__} {error}")
