@@ -22,7 +22,7 @@ from speechgpt.runtime import sound_header
 from speechgpt.runtime.config import CorpusSection
 from speechgpt.runtime.corpora import reading
 from speechgpt.runtime.corpora.outcome import Found, ManifestError, Problem, Row
-from speechgpt.runtime.files import StoreError, open_binary, read_bytes
+from speechgpt.runtime.files import StoreError, joined, open_binary, read_bytes
 
 UTTERANCE_SCHEMA = pa.schema(
     {
@@ -130,7 +130,7 @@ def _all(uris: Sequence[str], corpora: Sequence[CorpusSection]) -> Iterator[Foun
 def _located(manifest: str, row: Outcome) -> Outcome:
     if isinstance(row, Problem) or not isinstance(row.get("path"), str) or not row["path"]:
         return row
-    return {**row, "path": _absolute(manifest, row["path"])}
+    return {**row, "path": joined(posixpath.dirname(manifest), row["path"])}
 
 
 def same_sound(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
@@ -194,12 +194,6 @@ def _check(where: str, row: dict[str, Any], first_seen: dict[str, str]) -> Probl
     if row["id"] in first_seen:
         return Problem(where, "duplicate_id", f"id {row['id']!r} is already taken by {first_seen[row['id']]}")
     return None
-
-
-def _absolute(manifest: str, path: str) -> str:
-    if "://" in path or path.startswith("/"):
-        return path
-    return posixpath.normpath(posixpath.join(posixpath.dirname(manifest), path)).replace("s3:/", "s3://", 1)
 
 
 def _complete(row: Row, facts: SoundFacts) -> Row:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from speechgpt.runtime.corpora.names import fields, split_of
 from speechgpt.runtime.corpora.outcome import Found, ManifestError, Problem
-from speechgpt.runtime.files import FileFact, open_binary, read_bytes
+from speechgpt.runtime.files import FileFact, joined, open_binary, read_bytes
 from speechgpt.runtime.inside_files import ByteRange, Cell
 
 _COLUMNS = ("audio", "sound", "speech", "wav", "flac", "mp3", "bytes")
@@ -85,10 +85,7 @@ def _arrow(name: str, split: str | None) -> Iterator[Found]:
                     if place:
                         yield where, row | {"path": f"{name}{place}"}
                     elif path:
-                        yield (
-                            where,
-                            row | {"path": path if "://" in path else posixpath.join(posixpath.dirname(name), path)},
-                        )
+                        yield where, row | {"path": joined(posixpath.dirname(name), path)}
                     else:
                         yield where, Problem(where, "missing_key", f"{column}: neither bytes nor a path")
     except (pa.ArrowInvalid, OSError) as error:
