@@ -115,15 +115,17 @@ def _inspected(paths: list[str], resources: ResourcesSection) -> Iterable[SoundF
     return inspect(paths) if len(paths) <= _FEW else inspected_by_workers(paths, resources)
 
 
-def inspected_by_workers(paths: list[str], resources: ResourcesSection) -> Iterator[SoundFacts]:
-    """`inspect` on the cluster, `_FILES_A_TASK` files at a time."""
+def inspected_by_workers(
+    paths: list[str], resources: ResourcesSection, together: int = _FILES_A_TASK
+) -> Iterator[SoundFacts]:
+    """`inspect` on the cluster. together: files in one task."""
     import ray.data
 
     from jobs import ray_data
 
     ray_data.connect(resources)
     numbered = pa.table({"number": range(len(paths)), "path": paths})
-    blocks = [numbered.slice(first, _FILES_A_TASK) for first in range(0, len(paths), _FILES_A_TASK)]
+    blocks = [numbered.slice(first, together) for first in range(0, len(paths), together)]
     looked_at = ray.data.from_arrow(blocks).map_batches(_look, batch_format="pyarrow", batch_size=None)
     facts: list[SoundFacts | None] = [None] * len(paths)
     # Tasks end in any order.
