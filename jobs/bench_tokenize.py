@@ -37,6 +37,7 @@ def run(count: int, threads: int, seed: int, folder: Path, advance: Callable[[in
     import torch
 
     torch.set_num_threads(threads)
+    ray_data.connect(_recipe("float32", threads).resources)
     files = _sound_files(count, seed, folder / "sounds")
     clips = [audio.decode(file) for file in files]
     seconds = sum(map(len, clips)) / audio.SAMPLE_RATE
@@ -51,7 +52,6 @@ def run(count: int, threads: int, seed: int, folder: Path, advance: Callable[[in
     np.save(folder / "centroids.npy", codebook.centroids.numpy())
     settings = {"checkpoint": str(folder / "hubert.pt"), "centroids": str(folder / "centroids.npy"), "layer": LAYER}
     loop = _TransformersLoop(encoder, codebook)
-    ray_data.connect(_recipe("float32", threads).resources)
     theirs, plain = Taken(), Taken()
     units: dict[str, list[np.ndarray]] = {"fairseq": [], "transformers": []}
     jobs: dict[str, dict[str, Any]] = {}

@@ -1,8 +1,10 @@
 """`speechgpt bench NAME`: measure this machine against the published programs, in one run."""
 
 import json as json_module
+import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,7 +54,9 @@ def tokenize(clips: Clips = 40, threads: Threads = 1, seed: Seed = 0, json: Json
 def _show(run: Callable[..., dict[str, Any]], clips: int, threads: int, seed: int, json: bool) -> None:
     progress = Progress(silent=json)
     try:
-        with tempfile.TemporaryDirectory() as folder, progress.count("measuring", clips, "clips") as counter:
+        # DeepSpeed, which transformers imports, and Ray's workers say things on standard output.
+        apart = redirect_stdout(sys.stderr) if json else nullcontext()
+        with apart, tempfile.TemporaryDirectory() as folder, progress.count("measuring", clips, "clips") as counter:
             result = run(clips, threads, seed, Path(folder), counter.advance)
     except BenchError as error:
         typer.echo(str(error), err=True)
