@@ -173,9 +173,7 @@ def list_jobs(address: Address = LOCAL, json: JsonOption = False) -> None:
 
 def _work(job: str, argument: str | None, source: str, overrides: tuple[str, ...], workspace: str) -> Work:
     """What the command line asks for; whatever is wrong with it is said before anything is sent."""
-    variants = _variants(job)
-    if (argument or "") not in (variants or ("",)):
-        _usage(f"{job} takes {'one of ' + ', '.join(variants) if variants else 'no argument'}, not {argument!r}")
+    argument_of(job, argument)
     if not workspace:
         _usage("--workspace is missing: s3://bucket/prefix, or a directory that all nodes share")
     place = workspace if "://" in workspace else str(Path(workspace).expanduser().resolve())
@@ -190,6 +188,14 @@ def _work(job: str, argument: str | None, source: str, overrides: tuple[str, ...
                 "Give it to the nodes instead (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, AWS_…)"
             )
     return Work(job, argument, source, overrides, recipe, place)
+
+
+def argument_of(job: str, argument: str | None = None) -> str | None:
+    """`argument`, if `job` is one that takes it; else a message and exit code 2."""
+    variants = _variants(job)
+    if (argument or "") not in (variants or ("",)):
+        _usage(f"{job} takes {'one of ' + ', '.join(variants) if variants else 'no argument'}, not {argument!r}")
+    return argument
 
 
 def _variants(verb: str) -> tuple[str, ...]:
