@@ -15,7 +15,7 @@ from jobs import ray_up
 from jobs.shell import JsonOption, RecipeOption, SetOption
 from jobs.submit import argument_of
 from speechgpt.recipe import Recipe, RecipeError, load, shipped
-from speechgpt.runtime import aws_account
+from speechgpt.runtime import aws_account, dashboards
 from speechgpt.runtime.aws_cluster import serving_cluster, training_cluster
 from speechgpt.runtime.kubernetes_guards import guards, kustomization, redis
 from speechgpt.runtime.manifests import (
@@ -35,6 +35,9 @@ main = typer.Typer(help="Make a cluster's files from a recipe, and start and sto
 File = Annotated[
     Path, typer.Argument(help="What `render --target aws` wrote: my-cluster/cluster.yaml.", exists=True, dir_okay=False)
 ]
+
+RENDER = "Made by `speechgpt cluster render`: change the recipe, not this file."
+WATCH = "Made by `speechgpt cluster watch` from platform/speechgpt/runtime/dashboards.py."
 
 
 class Target(StrEnum):
@@ -110,6 +113,21 @@ def account(
     except aws_account.AccountError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
+
+
+@main.command()
+def watch(output: Annotated[Path, typer.Option(help="Directory to write to.", file_okay=False)]) -> None:
+    """Write Prometheus' configuration, alert rules and Grafana dashboards."""
+    output.mkdir(parents=True, exist_ok=True)
+    files = {
+        "prometheus.yml": _yaml([dashboards.prometheus()], WATCH),
+        "alerts.yml": _yaml([dashboards.alert_rules()], WATCH),
+    }
+    for name in dashboards.DASHBOARDS:
+        files[f"{name}.json"] = json_module.dumps(dashboards.grafana(name), indent=2) + "\n"
+    for name, text in files.items():
+        (output / name).write_text(text)
+        typer.echo(output / name)
 
 
 @main.command()
@@ -198,7 +216,7 @@ def _ends_as(code: int) -> None:
         raise typer.Exit(1)
 
 
-def _yaml(documents: list[dict[str, Any]]) -> str:
+def _yaml(documents: list[dict[str, Any]], origin: str = RENDER) -> str:
     class Dumper(yaml.SafeDumper):
         """Shows text of several lines as such, and nothing by reference."""
 
@@ -210,7 +228,7 @@ def _yaml(documents: list[dict[str, Any]]) -> str:
 
     Dumper.add_representer(str, text)
     body = yaml.dump_all(documents, Dumper=Dumper, sort_keys=False, width=120)
-    return f"# Made by `speechgpt cluster render`: change the recipe, not this file.\n{body}"
+    return f"# {origin}\n{body}"
 
 
 if __name__ == "__main__":

@@ -103,8 +103,6 @@ def test_rays_autoscaler_takes_spot_first_and_on_demand_when_spot_was_refused(tm
     need = [ResourceRequestByCount(request=ResourceRequest(resources_bundle={"GPU": 1.0}), count=1)]
 
     def launched(refused: dict[str, float]) -> list[str]:
-        from unittest.mock import MagicMock
-
         request = SchedulingRequest(
             node_type_configs=known,
             max_num_nodes=6,
@@ -112,7 +110,7 @@ def test_rays_autoscaler_takes_spot_first_and_on_demand_when_spot_was_refused(tm
             resource_requests=need,
             recoverable_resource_availabilities=refused,
         )
-        reply = ResourceDemandScheduler(MagicMock()).schedule(request)
+        reply = ResourceDemandScheduler(None).schedule(request)
         return [launch.instance_type for launch in reply.to_launch]
 
     assert launched({}) == ["gpu-spot"]

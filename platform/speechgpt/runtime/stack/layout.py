@@ -40,7 +40,7 @@ class Layout:
 
     @property
     def backend_uri(self) -> str:
-        return f"postgresql://{USER}@{HOST}:{self.postgres_port}/{DATABASE}"
+        return f"postgresql+psycopg2://{USER}@{HOST}:{self.postgres_port}/{DATABASE}"
 
     @property
     def tracking_uri(self) -> str:
