@@ -68,9 +68,10 @@ def test_after_a_wipe_a_backup_brings_the_champion_back(layout: Layout, tmp_path
     assert services.status(layout) == {"postgres": False, "s3": False, "mlflow": False}
     shutil.rmtree(layout.data)
     shutil.rmtree(layout.objects)
-    list(services.up(layout))
-    assert MlflowClient(layout.tracking_uri).search_registered_models() == []
-
+    # Database and storage are enough to restore into; MLflow comes with it.
+    steps = services.up(layout)
+    assert [next(steps).split()[0] for _ in range(2)] == ["PostgreSQL", "S3"]
+    assert "Contents" not in services.s3_client(layout).list_objects_v2(Bucket="speechgpt")
     assert backup.restore(layout, saved) == 2
     restored = MlflowClient(layout.tracking_uri)
     assert restored.get_model_version_by_alias("speechgpt-nano", "champion").run_id == run.info.run_id
