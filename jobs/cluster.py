@@ -36,6 +36,8 @@ File = Annotated[
     Path, typer.Argument(help="What `render --target aws` wrote: my-cluster/cluster.yaml.", exists=True, dir_okay=False)
 ]
 
+NODE_RECIPE = "/home/speechgpt/.speechgpt/recipe.yaml"
+"""Where an AWS node of the image finds a recipe that the image lacks."""
 RENDER = "Made by `speechgpt cluster render`: change the recipe, not this file."
 WATCH = "Made by `speechgpt cluster watch` from platform/speechgpt/runtime/dashboards.py."
 
@@ -79,7 +81,7 @@ def render(
         )
         check_resources(resolved)
         if target is Target.aws:
-            files = aws_files(resolved, release, region)
+            files = aws_files(resolved, release, region, output)
         else:
             files = kuberay_files(resolved, release, workspace, jobs, queue)
     except (RecipeError, ManifestError) as error:
@@ -172,14 +174,20 @@ def check_resources(recipe: Recipe) -> None:
     check_demand(recipe.resources, recipe.serving, training)
 
 
-def aws_files(recipe: Recipe, release: Release, region: str) -> dict[str, str]:
-    """{file name: YAML}"""
-    served = serve_config(_application(recipe, "recipe.yaml" if release.recipe_yaml else recipe.name), recipe.serving)
-    return {
+def aws_files(recipe: Recipe, release: Release, region: str, output: Path) -> dict[str, str]:
+    """{file name: YAML} that is to lie in `output`; a recipe that the image lacks is mounted from there."""
+    source, mounts = recipe.name, {}
+    if release.recipe_yaml is not None:
+        source = NODE_RECIPE
+        mounts = {NODE_RECIPE: str(output.absolute() / "recipe.yaml")}
+    serving = serving_cluster(release, recipe.resources, recipe.serving, region)
+    serving["file_mounts"] |= mounts
+    files = {
         "cluster.yaml": _yaml([training_cluster(release, recipe.resources, region)]),
-        "serving.yaml": _yaml([serving_cluster(release, recipe.resources, recipe.serving, region)]),
-        "serve.yaml": _yaml([served]),
+        "serving.yaml": _yaml([serving]),
+        "serve.yaml": _yaml([serve_config(_application(recipe, source), recipe.serving)]),
     }
+    return files | ({"recipe.yaml": release.recipe_yaml} if release.recipe_yaml is not None else {})
 
 
 def kuberay_files(recipe: Recipe, release: Release, workspace: str, jobs: list[str], queue: str) -> dict[str, str]:

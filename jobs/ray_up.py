@@ -48,7 +48,7 @@ def lacking(file: Path) -> list[str]:
         remedy = told.get(place.name, "the cluster's file_mounts name it")
         if not place.is_file() or not place.read_text().strip():
             problems.append(f"{place} is missing: {remedy}")
-        elif place.stat().st_mode & 0o077:
+        elif place.name in told and place.stat().st_mode & 0o077:
             problems.append(f"{place} can be read by other users of this machine: chmod 600 {place}")
     return problems
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from jobs import ray_up
 from jobs.cluster import main
+from speechgpt import recipe
 from speechgpt.runtime import aws_account
 from speechgpt.runtime.aws_cluster import HEAD_PROFILE, NODE_PROFILE
 
@@ -68,6 +69,15 @@ def test_serving_nodes_are_on_demand_and_never_fewer_than_the_replicas_need(tmp_
     from ray.serve.schema import ServeDeploySchema
 
     assert ServeDeploySchema.model_validate(files["serve.yaml"]).applications[0].import_path == "serve.app:build"
+
+
+def test_a_recipe_that_the_image_lacks_is_mounted_where_the_service_reads_it(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: tiny\nname: mine\n")
+    files = render(tmp_path / "out", "--recipe", str(mine))
+    [application] = files["serve.yaml"]["applications"]
+    sent = files["serving.yaml"]["file_mounts"][application["args"]["recipe"]]
+    assert recipe.load(sent) == recipe.load(mine)
 
 
 @pytest.mark.parametrize("file", ["cluster.yaml", "serving.yaml"])

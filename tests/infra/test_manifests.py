@@ -142,6 +142,8 @@ def test_every_pod_is_shut_tight_and_authenticated(tmp_path: Path, file: str) ->
         assert pod["spec"]["securityContext"]["runAsUser"] == USER_ID
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    for group in cluster["workerGroupSpecs"]:
+        assert group["template"]["spec"]["automountServiceAccountToken"] is False
     for pod in pods_of(cluster):
         [container] = pod["spec"]["containers"]
         assert container["resources"]["requests"] == container["resources"]["limits"]

@@ -314,6 +314,9 @@ def _pod(release: Release, container: _Container, node: NodeSection) -> Manifest
         ],
         "volumes": volumes,
     }
+    if container.name != "ray-head":
+        # Only the head's autoscaler speaks to Kubernetes.
+        spec["automountServiceAccountToken"] = False
     if node.gpus:
         amounts["nvidia.com/gpu"] = str(node.gpus)
         spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
