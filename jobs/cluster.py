@@ -30,7 +30,11 @@ from speechgpt.runtime.manifests import (
     serve_config,
 )
 
-main = typer.Typer(help="Make a cluster's files from a recipe, and start and stop it on AWS.", no_args_is_help=True)
+main = typer.Typer(
+    help="Make a cluster's files from a recipe, and start and stop it on AWS.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 File = Annotated[
     Path, typer.Argument(help="What `render --target aws` wrote: my-cluster/cluster.yaml.", exists=True, dir_okay=False)

@@ -94,7 +94,7 @@ def judge_clock(subject: str, date: str, now: datetime) -> Finding:
     try:
         skew = abs((parsedate_to_datetime(date) - now).total_seconds())
     except (TypeError, ValueError):
-        return Finding(subject, "note", "unknown: the reply has no date")
+        return Finding(subject, "note", "unknown: the reply has no date", "compare it by hand: date -u on both")
     if skew < SKEW_SECONDS:
         return Finding(subject, "ok", f"within {SKEW_SECONDS:.0f} s of this machine's")
     grade: Grade = "missing" if skew > SKEW_LIMIT_SECONDS else "note"

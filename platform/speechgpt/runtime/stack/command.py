@@ -10,7 +10,9 @@ import typer
 
 from speechgpt.runtime.stack.layout import Layout, StackError, default_directory
 
-main = typer.Typer(help="Tracking and storage on this machine, for development.", no_args_is_help=True)
+main = typer.Typer(
+    help="Tracking and storage on this machine, for development.", no_args_is_help=True, add_completion=False
+)
 
 Directory = Annotated[
     Path, typer.Option("--directory", help="Where the stack keeps its files.", default_factory=default_directory)
