@@ -73,6 +73,8 @@ def render(
         raise typer.BadParameter("--workspace s3://bucket/prefix is missing: pods share no directory")
     jobs = job or ["pipeline"]
     for words in jobs:
+        if not words.strip():
+            raise typer.BadParameter("--job is empty: name a job, e.g. tokenize or 'train chain'")
         argument_of(*words.split(maxsplit=1))
     try:
         resolved = load(recipe, tuple(overrides or ()))

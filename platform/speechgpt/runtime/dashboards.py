@@ -1,15 +1,12 @@
 """What is watched: Prometheus' configuration and alert rules, and Grafana dashboards, made from Ray's own metrics.
 
-Ray exports all of it (Serve's, Train's and Data's too) on every node; the autoscaler's counts are on the head. The
-tests hold every name here against what Ray really exports.
+Ray exports all of it (Serve's, Train's and Data's too) on every node. The tests hold every name here against what Ray
+really exports.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-METRICS_PORT = 8080
-"""Where every node of our clusters exports; KubeRay's default, and what the image and `ray up` are told."""
-AUTOSCALER_PORT = 44217
 _RATE = "[5m]"
 _ERROR_SHARE = (
     f"sum(rate(ray_serve_num_http_error_requests_total{{error_code=~'5..'}}{_RATE}))"

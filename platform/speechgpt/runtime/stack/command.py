@@ -98,8 +98,13 @@ def _layout(directory: Path) -> Layout:
 
 @contextmanager
 def _reported() -> Iterator[None]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
         yield
+    except (BotoCoreError, ClientError) as error:
+        typer.echo(f"error: the S3 server of the stack did not do what it was asked: {error}", err=True)
+        raise typer.Exit(1) from None
     except StackError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
