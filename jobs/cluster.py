@@ -182,7 +182,8 @@ def check_resources(recipe: Recipe) -> None:
 
 def aws_files(recipe: Recipe, release: Release, region: str, output: Path) -> dict[str, str]:
     """{file name: YAML} that is to lie in `output`; a recipe that the image lacks is mounted from there."""
-    source, mounts = recipe.name, {}
+    source = recipe.name
+    mounts: dict[str, str] = {}
     if release.recipe_yaml is not None:
         source = NODE_RECIPE
         mounts = {NODE_RECIPE: str(output.absolute() / "recipe.yaml")}
