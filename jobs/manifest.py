@@ -1,8 +1,8 @@
 """Job `manifest`: check the recordings that come in, and list the sentences that the voices are to speak.
 
 Reads the shipped recordings, `data.extra_manifests` and the question sets that voices are to speak. Writes
-`manifest/utterances.parquet`,
-`manifest/prompts.parquet` and, for rows that cannot be used, `quarantine/manifest.parquet`.
+`manifest/utterances.parquet`, `manifest/prompts.parquet` and, for rows that cannot be used,
+`quarantine/manifest.parquet`.
 """
 
 from dataclasses import asdict

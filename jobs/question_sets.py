@@ -1,12 +1,11 @@
 """Question sets inside the jobs `manifest` and `instructions`: files read, dialogues kept or refused, and counted."""
 
 import gzip
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from jobs.published_rows import names
 from jobs.shell import JobError
@@ -133,15 +132,20 @@ def _rows(file: str) -> Iterator[tuple[int, Any]]:
                         number += 1
                         yield number, _without_nulls(row)
                 return
-            plain = gzip.open(stream) if file.endswith(".gz") else stream
-            for number, line in enumerate(io.TextIOWrapper(plain, "utf-8", errors="strict"), 1):  # type: ignore[type-var]
+            lines = _unpacked(stream) if file.endswith(".gz") else stream
+            for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, _object(line)
-    except (OSError, UnicodeDecodeError, EOFError, pa.ArrowException) as error:
+    except (OSError, EOFError, pa.ArrowException) as error:
         raise JobError(f"instructions.questions: {file} cannot be read: {error}") from None
 
 
-def _object(line: str) -> Any:
+def _unpacked(stream: IO[bytes]) -> Iterator[bytes]:
+    with gzip.open(stream) as lines:
+        yield from lines
+
+
+def _object(line: bytes) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError):

@@ -1,8 +1,8 @@
 """Text to the units of speech, without any sound between: an encoder-decoder of transformers (SPEC 1.2, 2.2).
 
-The authors made the spoken side of their instructions so. A model directory has transformers' files, `text_to_unit.json`
-(which token each unit is, and the form that text comes in) and the text's own tokens: `tokenizer.json`, or for a model
-of fairseq's `spm.model` and `pieces.json`.
+The authors made the spoken side of their instructions so. A model directory has transformers' files,
+`text_to_unit.json` (which token each unit is, and the form that text comes in) and the text's own tokens:
+`tokenizer.json`, or for a model of fairseq's `spm.model` and `pieces.json`.
 """
 
 import json
@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from transformers import (
@@ -24,9 +24,6 @@ from transformers import (
 )
 
 from speechgpt.language.numbers import in_words
-
-if TYPE_CHECKING:
-    import sentencepiece
 
 FACTS = "text_to_unit.json"
 _SPM, _PIECES = "spm.model", "pieces.json"
@@ -69,9 +66,7 @@ class SentencePieceText:
         import sentencepiece
 
         self._file, self._ids, self._unknown = file, dict(ids), unknown
-        self._processor: sentencepiece.SentencePieceProcessor = sentencepiece.SentencePieceProcessor(
-            model_file=str(file)
-        )
+        self._processor = sentencepiece.SentencePieceProcessor(model_file=str(file))
 
     def encode(self, text: str) -> list[int]:
         return [self._ids.get(piece, self._unknown) for piece in self._processor.encode(text, out_type=str)]

@@ -52,7 +52,7 @@ class TextToUnitSection(Section):
     """The model that writes the units of a text: the voice of `instructions.questions.spoken_by: text-to-unit`."""
 
     init: str = "train"
-    """`train`, on this run's units and texts; or a directory, such as `speechgpt convert` makes of the published one."""
+    """`train`, on this run's units and texts; or a directory, such as `speechgpt convert` makes of a published one."""
     speakers: Literal["answer", "all"] = "answer"
     """Whose clips it learns from: the answer voice's alone, or everybody's (a corpus without that voice needs it)."""
     text_vocabulary: int = Field(1000, ge=260)
