@@ -5,7 +5,6 @@ One reason a dialogue, the first that holds, so that what is kept and what is re
 
 import hashlib
 import re
-from collections.abc import Sequence
 from typing import Literal
 
 from speechgpt.language.config import QuestionsSection
@@ -32,7 +31,7 @@ class QuestionFilter:
         texts = [text for turn in talk.turns for text in turn]
         if any(map(find_marker, texts)):
             return "marker"
-        if on.language and not self._in_language(talk, texts):
+        if on.language and not self._in_language(talk):
             return "language"
         if on.harmful and any(matches("harmful", text) for text in texts):
             return "harmful"
@@ -46,12 +45,13 @@ class QuestionFilter:
             return "duplicate"
         return None
 
-    def _in_language(self, talk: Conversation, texts: Sequence[str]) -> bool:
+    def _in_language(self, talk: Conversation) -> bool:
         wanted = self._section.language
         assert wanted is not None
         if talk.language and talk.language.partition("-")[0] != wanted:
             return False
-        return is_in(" ".join(texts), wanted)
+        # A turn by itself: in a long dialogue a foreign one would be outvoted.
+        return all(is_in(" ".join(turn), wanted) for turn in talk.turns)
 
     def _is_new(self, talk: Conversation) -> bool:
         words = "\n".join(" ".join(_WORDS.findall(question.casefold())) for question, _ in talk.turns)
