@@ -60,13 +60,14 @@ def read(recipe: "Recipe") -> QuestionSets:
             source, where = f"{name}-{number}", f"{file}, row {number}"
             try:
                 talk = conversations.read(row, section, source, name)
-                reason, detail = judge.reason(talk), where
             except conversations.ConversationError as error:
-                reason, detail = "unreadable", f"{where}: {error}"
-                first = first or detail
-            if reason:
+                refused["unreadable"] += 1
+                sets.refused.append(Refusal(source, _KIND, "unreadable", f"{where}: {error}"))
+                first = first or f"{where}: {error}"
+                continue
+            if reason := judge.reason(talk):
                 refused[reason] += 1
-                sets.refused.append(Refusal(source, _KIND, reason, detail))
+                sets.refused.append(Refusal(source, _KIND, reason, where))
                 continue
             spoken = next(talk.asked(0, longest), None) is not None
             kept, text_only = kept + spoken, text_only + (not spoken)

@@ -32,7 +32,7 @@ ROWS_OF_A_SET = [
 REFUSED_OF_IT = {"duplicate": 1, "harmful": 1, "language": 1, "marker": 1}
 
 
-def recipe_of(*files: Path, **questions: object) -> Recipe:
+def recipe_of(*files: Path, more: tuple[str, ...] = (), **questions: object) -> Recipe:
     section = {"files": [str(file) for file in files], **questions}
     return load(
         "tiny",
@@ -41,6 +41,7 @@ def recipe_of(*files: Path, **questions: object) -> Recipe:
             "instructions.forms=[s2s, s2t, t2s, t2t, direct]",
             "language.dialect=paper",
             "data.shipped_recordings=false",
+            *more,
         ),
     )
 
@@ -181,9 +182,8 @@ def test_rows_that_a_model_spoke_need_no_clip(ray_cluster, question_set: Path, t
     )
     model = TextToUnit(bart, TokenizerText(tokenizer), tuple(range(280, 312)), "spoken")
     model.save(tmp_path / "model")
-    recipe = recipe_of(question_set, spoken_by="text-to-unit")
-    recipe.instructions.own = False
-    recipe.text_to_unit.init = str(tmp_path / "model")
+    alone = ("instructions.own=false", f"text_to_unit.init={tmp_path / 'model'}")
+    recipe = recipe_of(question_set, spoken_by="text-to-unit", more=alone)
     workspace = Workspace(str(tmp_path / "run"))
     figures = execute(train_text_to_unit.JOB, recipe, workspace, json=True)["figures"]
     assert figures["units"] == 32

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from transformers import (
@@ -176,12 +176,12 @@ class _UnitsAlone(LogitsProcessor):
         self._end = end
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        scores = scores + self._forbidden.to(scores.device)
+        allowed = scores + self._forbidden.to(scores.device)
         # The first step's last token is the decoder's start, which may be the end's token.
-        scores.scatter_(1, input_ids[:, -1:], -torch.inf)
+        allowed.scatter_(1, input_ids[:, -1:], -torch.inf)
         if input_ids.shape[1] == 1:
-            scores[:, self._end] = -torch.inf
-        return scores
+            allowed[:, self._end] = -torch.inf
+        return cast("torch.FloatTensor", allowed)
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
