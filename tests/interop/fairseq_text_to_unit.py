@@ -101,6 +101,7 @@ def make(folder: Path, **changes: Any) -> None:
     trainer.save_checkpoint(str(folder / "text2unit.pt"), {"train_iterator": {"epoch": 1}})
 
     # As the published console does.
+    torch.serialization.add_safe_globals([Namespace])
     hub = TransformerModel.from_pretrained(str(folder), checkpoint_file="text2unit.pt", data_name_or_path=data).eval()
     found, logits = [], {}
     for number, sentence in enumerate(SENTENCES):

@@ -90,6 +90,7 @@ def render(facts: DatasetFacts, examples: Sequence[Example]) -> str:
         facts=facts,
         rows=_in_order(facts.report["rows"]),
         refused=sorted(facts.report["refused"].items(), key=lambda item: -item[1]),
+        largest_category=max(facts.categories.values(), default=1),
         total=sum(facts.report["rows"].values()),
         total_refused=sum(facts.report["refused"].values()),
         meanings=_MEANINGS,
