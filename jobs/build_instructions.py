@@ -18,7 +18,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -110,9 +110,6 @@ def _own_parts(context: Context, written: "Sequence[WrittenQuestion]", sets: "Qu
 
 def _question_parts(context: Context, sets: "QuestionSets") -> list[str]:
     """Rows of the question sets, and what was refused of them; the names of their parts."""
-    import ray
-    import ray.data
-
     from jobs import ray_data
 
     recipe, workspace = context.recipe, context.workspace
@@ -123,20 +120,11 @@ def _question_parts(context: Context, sets: "QuestionSets") -> list[str]:
     missing = [part for part in parts if not workspace.exists(f"{ROWS}/{part.name}")]
     if missing:
         ray_data.connect(recipe.resources)
-        builder = ray.put(builder_of(recipe, workspace, ()))
-        to_do = ray.data.from_items(
-            [{"name": part.name, "talks": ray.put(sets.kept[part.first : part.end])} for part in missing],
-            override_num_blocks=len(missing),
-        )
-        with context.progress.count(
-            "speaking question sets", len(sets.kept), "rows", len(sets.kept) - sum(map(len, missing))
-        ) as counter:
-            for row in to_do.map(
-                cast("Any", spoken_questions.Maker),
-                fn_constructor_args=(workspace, recipe, builder, write_part),
-                **spoken_questions.pool(recipe),
-            ).iter_rows():
-                counter.advance(row["talks"])
+        builder = builder_of(recipe, workspace, ())
+        done = len(sets.kept) - sum(map(len, missing))
+        with context.progress.count("speaking question sets", len(sets.kept), "dialogues", done) as counter:
+            for count in spoken_questions.make(missing, sets.kept, recipe, workspace, builder, write_part):
+                counter.advance(count)
     return [_REFUSED_QUESTIONS, *(part.name for part in parts)]
 
 

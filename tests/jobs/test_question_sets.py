@@ -75,7 +75,8 @@ def test_every_row_is_kept_or_refused_for_one_reason(question_set: Path):
 def test_the_same_set_in_each_kind_of_file_and_duplicates_across_them(question_set: Path, tmp_path: Path):
     packed, table = tmp_path / "packed.json.gz", tmp_path / "bees.parquet"
     packed.write_bytes(gzip.compress(question_set.read_bytes()))
-    pq.write_table(pa.Table.from_pylist(ROWS_OF_A_SET), table)
+    columns = dict.fromkeys(("question", "answer", "messages"))
+    pq.write_table(pa.Table.from_pylist([{**columns, **row} for row in ROWS_OF_A_SET]), table)
     alone = [question_sets.read(recipe_of(file)) for file in (question_set, packed, table)]
     assert [[talk.turns for talk in sets.kept] for sets in alone] == [[talk.turns for talk in alone[0].kept]] * 3
     together = question_sets.read(recipe_of(question_set, packed, table))
@@ -170,8 +171,7 @@ def test_rows_of_clips_that_voices_spoke(ray_cluster, question_set: Path, tmp_pa
     assert sum(report["rows"].values()) == len(workspace.read_table(ROWS))
 
 
-@pytest.mark.ray
-def test_rows_that_a_model_spoke_need_no_clip(ray_cluster, question_set: Path, tmp_path: Path):
+def small_model() -> TextToUnit:
     tokenizer = train_tokenizer(["what do bees make honey"], 280)
     size = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 128}
     counts = {f"{side}_{what}": 1 for side in ("encoder", "decoder") for what in ("layers", "attention_heads")}
@@ -180,7 +180,12 @@ def test_rows_that_a_model_spoke_need_no_clip(ray_cluster, question_set: Path, t
     bart = BartForConditionalGeneration(
         BartConfig(vocab_size=320, **size, **counts, **ends, forced_eos_token_id=None, init_std=0.5)
     )
-    model = TextToUnit(bart, TokenizerText(tokenizer), tuple(range(280, 312)), "spoken")
+    return TextToUnit(bart.eval(), TokenizerText(tokenizer), tuple(range(280, 312)), "spoken")
+
+
+@pytest.mark.ray
+def test_rows_that_a_model_spoke_need_no_clip(ray_cluster, question_set: Path, tmp_path: Path):
+    model = small_model()
     model.save(tmp_path / "model")
     alone = ("instructions.own=false", f"text_to_unit.init={tmp_path / 'model'}")
     recipe = recipe_of(question_set, spoken_by="text-to-unit", more=alone)

@@ -22,9 +22,9 @@ SECTION = TextToUnitSection(
         "max_position_embeddings": 64,
         "dropout": 0.0,
     },
-    steps=220,
+    steps=200,
     batch_tokens=160,
-    learning_rate=8e-3,
+    learning_rate=4e-3,
     label_smoothing=0.0,
 )
 WORDS = {"bee": (1, 2, 3), "sea": (4, 5), "honey": (6, 7, 8, 9), "is": (10, 11), "sweet": (12, 13, 14)}
@@ -32,9 +32,7 @@ WORDS = {"bee": (1, 2, 3), "sea": (4, 5), "honey": (6, 7, 8, 9), "is": (10, 11),
 
 def pairs() -> list[Pair]:
     """Each word has its own units, so that two words in a row have theirs in a row."""
-    return [
-        Pair(f"{a} {b} {c}", WORDS[a] + WORDS[b] + WORDS[c]) for a in WORDS for b in WORDS for c in WORDS if a != b != c
-    ]
+    return [Pair(f"{a} {b}", WORDS[a] + WORDS[b]) for a in WORDS for b in WORDS if a != b]
 
 
 def steps(maker: TextToUnit, optimizer: torch.optim.Optimizer, first: int, last: int) -> list[float]:
@@ -61,15 +59,15 @@ def test_it_learns_to_write_and_is_measured(tmp_path):
 
     maker.save(tmp_path)
     again = TextToUnit.load(tmp_path)
-    texts = ["Bee, sea! Bee?", "honey is sweet", "", "!!!", "sea"]
+    texts = ["Bee, sea!", "honey is", "", "!!!", "sea"]
     written = again.write(texts)
     assert written == maker.write(texts)
     assert written[2] == written[3] == (), "what has no words is not spoken"
-    assert written[1] == WORDS["honey"] + WORDS["is"] + WORDS["sweet"]
+    assert written[1] == WORDS["honey"] + WORDS["is"]
     assert [again.write([text])[0] for text in texts] == written
     beams = again.write(texts[:2], beams=3)
     assert beams[1] == written[1]
-    assert again.write(["honey is sweet"], max_units=4) == [()], "what does not end is not taken for whole"
+    assert again.write(["honey is"], max_units=4) == [()], "what does not end is not taken for whole"
 
 
 def test_a_resumed_training_equals_an_unbroken_one():
