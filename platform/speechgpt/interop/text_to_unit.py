@@ -11,6 +11,7 @@ Which class computes what fairseq does depends on how the model was built:
 Sinusoidal positions of the last two are written out as the learned ones that those classes have.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,11 @@ from speechgpt.language.text_to_unit import SentencePieceText, TextToUnit
 _BOS, _PAD, _EOS, _UNK = 0, 1, 2, 3
 _SPECIALS = 4
 """`<s> <pad> </s> <unk>`, which fairseq's dictionary puts before the lines of its file."""
-_NOT_WEIGHTS = ("version", "embed_positions._float_tensor")
+_NOT_WEIGHTS = re.compile(
+    r".*version|.*embed_positions\._float_tensor"
+    # Copies that fairseq 0.12 keeps for a faster encoder, and makes anew from the others whenever it loads a model.
+    r"|encoder\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)"
+)
 _OVERWRITE = "#fairseq:overwrite"
 
 
@@ -84,7 +89,7 @@ def _configuration(content: Mapping[str, Any], where: str) -> tuple[dict[str, An
 def _weights(state: Mapping[str, Any], where: str) -> dict[str, torch.Tensor]:
     weights = {}
     for name, tensor in state.items():
-        if name.endswith(_NOT_WEIGHTS):
+        if _NOT_WEIGHTS.fullmatch(name):
             continue
         if not isinstance(tensor, torch.Tensor):
             raise ConversionError(f"{where}: model[{name!r:.60}] is no tensor")
