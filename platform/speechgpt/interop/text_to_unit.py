@@ -130,7 +130,7 @@ def _model(said: Mapping[str, Any], weights: dict[str, torch.Tensor], where: str
     elif before:
         made = M2M100ForConditionalGeneration(M2M100Config(**settings, vocab_size=len(output)))
     else:
-        sizes = {"src_vocab_size": len(embeddings["encoder"]), "tgt_vocab_size": len(output)}
+        sizes: dict[str, Any] = {"src_vocab_size": len(embeddings["encoder"]), "tgt_vocab_size": len(output)}
         made = FSMTForConditionalGeneration(
             FSMTConfig(**settings, **sizes, tie_word_embeddings=shared, langs=["text", "unit"])
         )
