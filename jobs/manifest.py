@@ -1,7 +1,8 @@
 """Job `manifest`: check the recordings that come in, and list the sentences that the voices are to speak.
 
-Reads the shipped recordings and `data.extra_manifests`. Writes `manifest/utterances.parquet`,
-`manifest/prompts.parquet` and, for rows that cannot be used, `quarantine/manifest.parquet`.
+Reads the shipped recordings, `data.extra_manifests` and the question sets that voices are to speak. Writes
+`manifest/utterances.parquet`, `manifest/prompts.parquet` and, for rows that cannot be used,
+`quarantine/manifest.parquet`.
 """
 
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs import question_sets
 from jobs.shell import Context, Job, JobError, command
 from speechgpt.evaluation.normaliser import words
 from speechgpt.recipe import Recipe
@@ -81,13 +83,18 @@ def prompts_of(recipe: Recipe) -> pa.Table:
     """What the recipe's voices are to speak (PROMPT_SCHEMA)."""
     from speechgpt.language import world
     from speechgpt.language.script import script, spread
+    from speechgpt.language.world import Question
 
     made = world.load(recipe.world, recipe.seed)
     questions = made.questions()
     # A world cut short is asked as much less of what it does not know.
     outside = spread(made.outside(), len(questions) // _QUESTIONS_FOR_ONE_OUTSIDE, recipe.seed)
+    more = [
+        Question(turn.id, category, turn.question, turn.answer, "train")
+        for turn, category in question_sets.to_speak(recipe)
+    ]
     lines = script(
-        questions + outside,
+        questions + outside + more,
         made.readings(recipe.world.readings, recipe.seed),
         recipe.voices,
         held_out=recipe.evaluation.questions,
@@ -101,8 +108,11 @@ JOB = Job(
     name="manifest",
     part="manifest",
     run=run,
-    sections=("data", "world", "voices", "evaluation.questions"),
-    files=sources,
+    sections=lambda recipe: (
+        *("data", "world", "voices", "evaluation.questions"),
+        *question_sets.spoken_sections(recipe),
+    ),
+    files=lambda recipe: [*sources(recipe), *question_sets.spoken_files(recipe)],
 )
 main = command(JOB)
 

@@ -24,7 +24,7 @@ from speechgpt.speech.config import (
     VocoderSection,
     VoicesSection,
 )
-from speechgpt.training.config import EngineSection, StageName, StageSection
+from speechgpt.training.config import EngineSection, StageName, StageSection, TextToUnitSection
 
 
 class RecipeError(ValueError):
@@ -41,6 +41,7 @@ class Recipe(Section):
     codebook: CodebookSection = CodebookSection()
     language: LanguageSection = LanguageSection()
     instructions: InstructionsSection = InstructionsSection()
+    text_to_unit: TextToUnitSection = TextToUnitSection()
     engine: EngineSection = EngineSection()
     stages: dict[StageName, StageSection]
     vocoder: VocoderSection = VocoderSection()

@@ -8,7 +8,7 @@ from speechgpt.section import Section
 
 StageName = Literal["base", "adaptation", "crossmodal", "chain"]
 """`base` gives a from-scratch model its text; the other three are the paper's stages 1, 2 and 3."""
-RowKind = Literal["text", "units", "transcribe", "speak", "s2s", "s2t", "t2s", "t2t"]
+RowKind = Literal["text", "units", "transcribe", "speak", "s2s", "s2t", "t2s", "t2t", "direct"]
 
 
 class LoraSection(Section):
@@ -46,6 +46,38 @@ class StageSection(Section):
     checkpoint_every: int = Field(300, ge=1)
     keep: int = Field(2, ge=1)
     log_every: int = Field(10, ge=1)
+
+
+class TextToUnitSection(Section):
+    """The model that writes the units of a text: the voice of `instructions.questions.spoken_by: text-to-unit`."""
+
+    init: str = "train"
+    """`train`, on this run's units and texts; or a directory, such as `speechgpt convert` makes of a published one."""
+    speakers: Literal["answer", "all"] = "answer"
+    """Whose clips it learns from: the answer voice's alone, or everybody's (a corpus without that voice needs it)."""
+    text_vocabulary: int = Field(1000, ge=260)
+    """Size of the byte-level BPE of its texts."""
+    architecture: dict = {}
+    """BartConfig fields; the default is a model of 10 million parameters."""
+    steps: int = Field(5000, ge=1)
+    batch_tokens: int = Field(8000, ge=100)
+    """Tokens of units, padding included, in one step of one worker."""
+    learning_rate: float = Field(5e-4, gt=0)
+    warmup: float = Field(0.05, ge=0, le=1)
+    """Share of the steps; after it the rate falls to zero in a line."""
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    held_out: int = Field(200, ge=1)
+    """Pairs, at most a tenth, that are kept for measuring."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the products; weights and losses are fp32."""
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: float = 1
+    gpus_per_worker: float = 0
+    checkpoint_every: int = Field(500, ge=1)
+    beams: int = Field(1, ge=1)
+    """Beams that it writes with; the authors took 5."""
+    max_units: int = Field(1000, ge=1)
+    """A text that has not ended after so many units is refused."""
 
 
 class EngineSection(Section):
