@@ -45,7 +45,7 @@ def run(context: Context) -> dict[str, Any]:
     import ray
     from ray.util import ActorPool
 
-    from jobs.tokenize_speech import runs
+    from jobs.shards import runs
     from speechgpt.runtime import cluster
     from speechgpt.speech import codebook
 

@@ -1,20 +1,33 @@
 """Job `manifest`: check the recordings that come in, and list the sentences that the voices are to speak.
 
-Reads the shipped recordings, `data.extra_manifests` and the question sets that voices are to speak. Writes
-`manifest/utterances.parquet`, `manifest/prompts.parquet` and, for rows that cannot be used,
-`quarantine/manifest.parquet`.
+Reads the shipped recordings, `data.extra_manifests`, `corpora.sources` and the question sets that voices are to speak.
+Writes `manifest/utterances.parquet`, `manifest/prompts.parquet`, for recordings with the same bytes
+`manifest/same_sound.parquet`, and, for rows that cannot be used, `quarantine/manifest.parquet`. Many sound files are
+looked at by Ray's workers, few by this process.
 """
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
-from jobs import question_sets
+from jobs import question_sets, shards
 from jobs.shell import Context, Job, JobError, command
 from speechgpt.evaluation.normaliser import words
 from speechgpt.recipe import Recipe
-from speechgpt.runtime.recordings import PACKAGE, ManifestError, Recordings, read_manifests
+from speechgpt.runtime.config import ResourcesSection
+from speechgpt.runtime.files import PACKAGE
+from speechgpt.runtime.recordings import (
+    ManifestError,
+    Problem,
+    Recordings,
+    SoundFacts,
+    inspect,
+    read_manifests,
+    same_sound,
+)
 
 PROMPT_SCHEMA = pa.schema(
     {
@@ -30,6 +43,11 @@ PROMPT_SCHEMA = pa.schema(
     }
 )
 _QUARANTINE = "quarantine/manifest.parquet"
+_SAME_SOUND = "manifest/same_sound.parquet"
+_SAME_SOUND_SCHEMA = pa.schema({"id": pa.string(), "same_as": pa.string(), "sha256": pa.string()})
+_FEW = 2000
+"""Sound files that are looked at sooner than a cluster starts."""
+_FILES_A_TASK = 500
 _SHOWN_PROBLEMS = 5
 _QUESTIONS_FOR_ONE_OUTSIDE = 12
 """Questions of the world for each one that it has no answer to."""
@@ -38,34 +56,96 @@ _QUESTIONS_FOR_ONE_OUTSIDE = 12
 def run(context: Context) -> dict[str, Any]:
     recipe, workspace = context.recipe, context.workspace
     workspace.delete(_QUARANTINE)
+    workspace.delete(_SAME_SOUND)
     try:
-        recordings = read_manifests(sources(recipe))
+        recordings = read_manifests(
+            sources(recipe), recipe.corpora.sources, lambda paths: _inspected(paths, recipe.resources)
+        )
     except ManifestError as error:
         raise JobError(str(error)) from None
+    alike = same_sound(recordings.rows)
+    if recipe.corpora.duplicate_audio == "quarantine":
+        set_aside(recordings, alike)
     if recordings.problems:
         workspace.write_table(_QUARANTINE, recordings.quarantine())
     refuse_too_many(recordings, recipe.data.max_bad_fraction, workspace.path(_QUARANTINE))
     if recipe.data.spoken_text:
         recordings.rows = [{**row, "text": row["text"] and " ".join(words(row["text"]))} for row in recordings.rows]
     prompts = prompts_of(recipe)
-    workspace.write_table("manifest/utterances.parquet", recordings.table())
+    utterances = recordings.table()
+    # So that a worker reads its shard and not the whole of it.
+    workspace.write_table("manifest/utterances.parquet", utterances, group_rows=shards.GROUP_ROWS)
+    if alike:
+        pairs = [{"id": row["id"], "same_as": first["id"], "sha256": row["sha256"]} for row, first in alike]
+        workspace.write_table(_SAME_SOUND, pa.Table.from_pylist(pairs, _SAME_SOUND_SCHEMA))
     workspace.write_table("manifest/prompts.parquet", prompts)
     figures = {
         "recordings": len(recordings.rows),
         "recordings_without_text": sum(row["text"] is None for row in recordings.rows),
         "recorded_seconds": round(sum(row["seconds"] or 0 for row in recordings.rows), 2),
         "quarantined": len(recordings.problems),
+        "reasons": dict(Counter(problem.reason for problem in recordings.problems).most_common()),
+        "same_sound": len(alike),
+        "shards": len(shards.of_recordings(utterances["seconds"].to_pylist(), recipe)),
         "prompts": prompts.num_rows,
         "held_out_prompts": prompts.column("split").to_pylist().count("heldout"),
     }
     outputs = ["manifest/utterances.parquet", "manifest/prompts.parquet"]
-    return {"figures": figures, "outputs": outputs + ([_QUARANTINE] if recordings.problems else [])}
+    outputs += ([_SAME_SOUND] if alike else []) + ([_QUARANTINE] if recordings.problems else [])
+    return {"figures": figures, "outputs": outputs}
 
 
 def sources(recipe: Recipe) -> list[str]:
     """The manifests that a recipe names, the shipped recordings first."""
     shipped = [f"{PACKAGE}recordings/manifest.jsonl"] if recipe.data.shipped_recordings else []
     return shipped + list(recipe.data.extra_manifests)
+
+
+def set_aside(recordings: Recordings, alike: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """Move the rows that have the sound of another one from the rows to the problems."""
+    twice = {row["id"]: first["id"] for row, first in alike}
+    recordings.problems += [
+        Problem(row["path"], "same_sound", f"{row['id']}: the same bytes as {twice[row['id']]}")
+        for row in recordings.rows
+        if row["id"] in twice
+    ]
+    recordings.rows = [row for row in recordings.rows if row["id"] not in twice]
+
+
+def _inspected(paths: list[str], resources: ResourcesSection) -> Iterable[SoundFacts]:
+    return inspect(paths) if len(paths) <= _FEW else inspected_by_workers(paths, resources)
+
+
+def inspected_by_workers(
+    paths: list[str], resources: ResourcesSection, together: int = _FILES_A_TASK
+) -> Iterator[SoundFacts]:
+    """`inspect` on the cluster. together: files in one task."""
+    import ray.data
+
+    from jobs import ray_data
+
+    ray_data.connect(resources)
+    numbered = pa.table({"number": range(len(paths)), "path": paths})
+    blocks = [numbered.slice(first, together) for first in range(0, len(paths), together)]
+    looked_at = ray.data.from_arrow(blocks).map_batches(_look, batch_format="pyarrow", batch_size=None)
+    facts: list[SoundFacts | None] = [None] * len(paths)
+    # Tasks end in any order.
+    for row in looked_at.iter_rows():
+        facts[row.pop("number")] = SoundFacts(**row)
+    for path, fact in zip(paths, facts, strict=True):
+        if fact is None:
+            raise JobError(f"{path} was looked at by no worker; run the job again")
+        yield fact
+
+
+_FACTS_SCHEMA = pa.schema(
+    {"sha256": pa.string(), "seconds": pa.float64(), "rate": pa.int32(), "error": pa.string(), "number": pa.int64()}
+)
+
+
+def _look(batch: pa.Table) -> pa.Table:
+    numbered = zip(inspect(batch["path"].to_pylist()), batch["number"].to_pylist(), strict=True)
+    return pa.Table.from_pylist([{**facts._asdict(), "number": number} for facts, number in numbered], _FACTS_SCHEMA)
 
 
 def refuse_too_many(recordings: Recordings, limit: float, where: str) -> None:
@@ -104,15 +184,19 @@ def prompts_of(recipe: Recipe) -> pa.Table:
     return pa.Table.from_pylist([asdict(line) for line in lines], PROMPT_SCHEMA)
 
 
+def _sections(recipe: Recipe) -> tuple[str, ...]:
+    """`corpora` only where something is in it: a run without is the run that it was before there was such a key."""
+    corpora = ("corpora",) if recipe.corpora.model_fields_set else ()
+    return ("data", "world", "voices", "evaluation.questions", *corpora, *question_sets.spoken_sections(recipe))
+
+
 JOB = Job(
     name="manifest",
     part="manifest",
     run=run,
-    sections=lambda recipe: (
-        *("data", "world", "voices", "evaluation.questions"),
-        *question_sets.spoken_sections(recipe),
-    ),
+    sections=_sections,
     files=lambda recipe: [*sources(recipe), *question_sets.spoken_files(recipe)],
+    trees=lambda recipe: [corpus.uri for corpus in recipe.corpora.sources],
 )
 main = command(JOB)
 

@@ -20,8 +20,8 @@ from typing import Annotated, Any
 import typer
 
 from speechgpt.recipe import Recipe, RecipeError, load
+from speechgpt.runtime.files import absolute, files_under, open_binary
 from speechgpt.runtime.progress import Progress
-from speechgpt.runtime.recordings import open_binary
 from speechgpt.runtime.tracking import Run, Tracking
 from speechgpt.runtime.workspace import Workspace
 
@@ -78,6 +78,9 @@ class Job:
     """Values that the command's argument may take; without variants there is no argument."""
     files: Callable[[Recipe], Iterable[str]] = lambda recipe: ()
     """Files outside the workspace that the result depends on: another content under the same name is another job."""
+    trees: Callable[[Recipe], Iterable[str]] = lambda recipe: ()
+    """Directories and files outside the workspace that are too large to read for that: the names, sizes and dates of
+    what is there count instead."""
     partial: tuple[str, ...] = ()
     """What a killed attempt may leave and the next one continues; deleted when the fingerprint has changed."""
 
@@ -102,7 +105,7 @@ def execute(
     marker = f"{job.part}/_done/{title}.json"
     inputs = {name: _finished(workspace, name, reader=title)["digest"] for name in _reads(job, recipe, argument)}
     sections = _filled(job.sections(recipe) if callable(job.sections) else job.sections, argument)
-    fingerprint = _fingerprint(recipe, sections, inputs, job.files(recipe))
+    fingerprint = _fingerprint(recipe, sections, inputs, job.files(recipe), job.trees(recipe))
     earlier = workspace.read_json(marker) if workspace.exists(marker) else None
     if earlier and earlier["fingerprint"] == fingerprint and all(workspace.exists(name) for name in earlier["outputs"]):
         progress.say(f"{title}: done already")
@@ -278,8 +281,11 @@ def _chosen(recipe: Recipe, sections: tuple[str, ...]) -> dict[str, Any]:
     return chosen
 
 
-def _fingerprint(recipe: Recipe, sections: tuple[str, ...], inputs: dict[str, str], files: Iterable[str]) -> str:
+def _fingerprint(
+    recipe: Recipe, sections: tuple[str, ...], inputs: dict[str, str], files: Iterable[str], trees: Iterable[str]
+) -> str:
     contents = {name: _content_digest(name) for name in files}
+    contents |= {f"tree {name}": _hash(files_under(absolute(name))) for name in trees}
     return _hash({"recipe": _chosen(recipe, sections), "inputs": inputs, "files": contents})
 
 

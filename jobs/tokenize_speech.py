@@ -7,22 +7,27 @@ What travels through Ray are names of shards and counts. An actor reads a shard'
 and writes the units itself, so that no waveform enters the object store. Shards and the batches inside them are formed
 from what they hold, never from arrival, and a shard's file appears whole under its shard's name: a job that was killed
 skips what is there and ends in the same bytes as one that was not. (Ray Data's CheckpointConfig resumes by row but
-names files by run; it could not promise that.)
+names files by run; it could not promise that.) A store that does not answer stops the job, and sets no clip aside.
 """
 
 import hashlib
+import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from jobs.shards import Shard, plan
 from jobs.shell import Context, Job, JobError, command
 
 if TYPE_CHECKING:
@@ -49,28 +54,10 @@ UNITS_SCHEMA = pa.schema(
         "stranger": pa.bool_(),
     }
 )
-_SHARD_SECONDS = 600.0
-"""Recordings in one shard: its decoded sound (38 MB) is held by one actor at once."""
+PHASES = ("read", "decode", "encode", "write")
 _DECODERS = 4
+_READERS = 16
 _SHOWN_PROBLEMS = 5
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Part of the input that becomes one file of units: a file of `speech/`, or a run of recordings."""
-
-    name: str
-    file: str
-    first: int
-    count: int
-
-    @property
-    def units(self) -> str:
-        return f"units/part-{self.name}.parquet"
-
-    @property
-    def quarantine(self) -> str:
-        return f"quarantine/tokenize-{self.name}.parquet"
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -79,7 +66,7 @@ def run(context: Context) -> dict[str, Any]:
     from jobs import ray_data
 
     recipe, workspace = context.recipe, context.workspace
-    shards = plan(workspace, recipe.data.max_seconds)
+    shards = plan(workspace, recipe)
     if not shards:
         raise JobError(
             f"{workspace.uri}: no clip in speech/ or manifest/utterances.parquet; run manifest and synthesize"
@@ -90,16 +77,23 @@ def run(context: Context) -> dict[str, Any]:
         if stale.startswith("quarantine/tokenize-"):
             workspace.delete(stale)
     clips = sum(shard.count for shard in shards)
-    done = [tally(workspace, shard) for shard in shards if shard.units in there]
-    ray_data.connect(recipe.resources)
+    with ThreadPoolExecutor(_READERS) as readers:
+        done = list(readers.map(lambda shard: tally(workspace, shard), [s for s in shards if s.units in there]))
     with context.progress.count("tokenizing", clips, "clips", done=sum(t["clips"] for t in done)) as counter:
         if missing:
+            ray_data.connect(recipe.resources)
             pool = recipe.resources.tokenisation
             rows = [{"name": s.name, "file": s.file, "first": s.first, "count": s.count} for s in missing]
             tallies = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 cast("Any", Tokenizer),
                 fn_constructor_args=(workspace, recipe),
-                compute=ray.data.ActorPoolStrategy(min_size=pool.min_actors, max_size=pool.max_actors),
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=pool.min_actors,
+                    max_size=pool.max_actors,
+                    # While the GPU has one shard, the processors decode the next.
+                    max_concurrent_calls_per_actor=2 if pool.gpus else 1,
+                    enable_true_multi_threading=True,
+                ),
                 num_cpus=pool.cpus,
                 num_gpus=pool.gpus,
             )
@@ -108,37 +102,9 @@ def run(context: Context) -> dict[str, Any]:
                 counter.advance(row["clips"])
                 _refuse_too_many(workspace, shards, done, clips, recipe.data.max_bad_fraction)
     _refuse_too_many(workspace, shards, done, clips, recipe.data.max_bad_fraction)
-    quarantine = [shard.quarantine for shard in shards if workspace.exists(shard.quarantine)]
+    set_aside = set(workspace.list("quarantine"))
+    quarantine = [shard.quarantine for shard in shards if shard.quarantine in set_aside]
     return {"figures": _figures(done), "outputs": ["units", *quarantine]}
-
-
-def plan(workspace: "Workspace", longest: float) -> list[Shard]:
-    """The shards of what is there, in order of name. longest: seconds that a recording of unknown length counts as."""
-    shards = []
-    for file in workspace.list("speech"):
-        name = file.removeprefix("speech/part-")
-        if name != file and name.endswith(".parquet"):
-            rows = pq.read_metadata(workspace.root(file), filesystem=workspace.fs).num_rows
-            shards.append(Shard(name.removesuffix(".parquet"), file, 0, rows))
-    recordings = "manifest/utterances.parquet"
-    if workspace.exists(recordings):
-        seconds = workspace.read_table(recordings).column("seconds").to_pylist()
-        lengths = [longest if s is None else s for s in seconds]
-        for number, (first, count) in enumerate(runs(lengths, _SHARD_SECONDS)):
-            shards.append(Shard(f"recordings-{number:05d}", recordings, first, count))
-    return sorted(shards, key=lambda shard: shard.name)
-
-
-def runs(lengths: Iterable[float], budget: float) -> Iterator[tuple[int, int]]:
-    """(first, count) of consecutive items whose lengths sum to at most `budget`; a longer item stands alone."""
-    first, total, index = 0, 0.0, -1
-    for index, length in enumerate(lengths):
-        if index > first and total + length > budget:
-            yield first, index - first
-            first, total = index, 0.0
-        total += length
-    if index >= first:
-        yield first, index - first + 1
 
 
 class Tokenizer:
@@ -150,29 +116,41 @@ class Tokenizer:
         from speechgpt.speech.encoder import SpeechEncoder
 
         torch.set_num_threads(max(1, int(recipe.resources.tokenisation.cpus)))
+        began = time.perf_counter()
         self._workspace = workspace
+        self._encoding = threading.Lock()
         self._longest = None if recipe.encoder.long else recipe.data.max_seconds
         with workspace.fetch("encoder") as directory:
-            self._encoder = SpeechEncoder.load(directory, recipe.encoder.batch_seconds, recipe.encoder.long)
+            self._encoder = SpeechEncoder.load(
+                directory, recipe.encoder.batch_seconds, recipe.encoder.long, recipe.encoder.precision
+            )
+        self._start = time.perf_counter() - began
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         from speechgpt.runtime.recordings import QUARANTINE_SCHEMA
 
-        shard = Shard(row["name"], row["file"], row["first"], row["count"])
-        rows = self._workspace.read_table(shard.file).slice(shard.first, shard.count).to_pylist()
+        shard, clock = Shard(row["name"], row["file"], row["first"], row["count"]), _Clock()
+        began = time.perf_counter()
+        with clock.counts("read"):
+            rows = self._workspace.read_rows(shard.file, shard.first, shard.count).to_pylist()
         with tempfile.TemporaryDirectory(prefix="speechgpt-tokenize-") as folder:
             with ThreadPoolExecutor(_DECODERS) as pool:
-                heard = list(pool.map(lambda clip: _listen(clip, shard.file, self._longest, Path(folder)), rows))
+                heard = list(pool.map(lambda clip: _listen(clip, shard.file, self._longest, Path(folder), clock), rows))
             good = [clip for clip in heard if isinstance(clip, _Heard)]
             bad = [clip for clip in heard if not isinstance(clip, _Heard)]
-            encoded = self._encode(good)
+            with self._encoding, clock.counts("encode", time.process_time):
+                encoded = self._encode(good)
         bad += [made for made in encoded if "reason" in made]
-        table = [made for made in encoded if "units" in made]
-        if bad:
-            self._workspace.write_table(shard.quarantine, pa.Table.from_pylist(bad, QUARANTINE_SCHEMA))
-        # Last, since its presence says that the shard is finished.
-        self._workspace.write_table(shard.units, pa.Table.from_pylist(table, UNITS_SCHEMA))
-        return tally(self._workspace, shard)
+        units = pa.Table.from_pylist([made for made in encoded if "units" in made], UNITS_SCHEMA)
+        quarantine = pa.Table.from_pylist(bad, QUARANTINE_SCHEMA)
+        with clock.counts("write"):
+            if bad:
+                self._workspace.write_table(shard.quarantine, quarantine)
+            # Last, since its presence says that the shard is finished.
+            self._workspace.write_table(shard.units, units)
+        start, self._start = self._start, 0.0
+        took = clock.seconds | {"wall": time.perf_counter() - began, "start": start}
+        return _tally(shard, units, quarantine) | took
 
     def _encode(self, clips: "list[_Heard]") -> list[dict[str, Any]]:
         """Of each clip its row of the units table, or of the quarantine table."""
@@ -190,15 +168,41 @@ class Tokenizer:
 
 
 def tally(workspace: "Workspace", shard: Shard) -> dict[str, Any]:
-    """What a finished shard came to."""
-    table = workspace.read_table(shard.units)
+    """What a finished shard came to, read from its files."""
+    from speechgpt.runtime.recordings import QUARANTINE_SCHEMA
+
+    units = workspace.read_table(shard.units)
+    complete = units.num_rows == shard.count
+    return _tally(shard, units, QUARANTINE_SCHEMA.empty_table() if complete else workspace.read_table(shard.quarantine))
+
+
+def _tally(shard: Shard, units: pa.Table, quarantine: pa.Table) -> dict[str, Any]:
     return {
         "clips": shard.count,
-        "quarantined": shard.count - table.num_rows,
-        "units": len(pc.list_flatten(table["units"])),
-        "seconds": pc.sum(table["seconds"]).as_py() or 0.0,
-        "without_text": table["text"].null_count,
+        "quarantined": quarantine.num_rows,
+        # As text, since a row's fields are the same in all rows of a dataset.
+        "reasons": json.dumps(Counter(quarantine["reason"].to_pylist())),
+        "units": len(pc.list_flatten(units["units"])),
+        "seconds": pc.sum(units["seconds"]).as_py() or 0.0,
+        "without_text": units["text"].null_count,
     }
+
+
+class _Clock:
+    """Processor-seconds by what they were for; threads may count at the same time."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def counts(self, phase: str, clock: Callable[[], float] = time.thread_time) -> Iterator[None]:
+        began = clock()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.seconds[phase] += clock() - began
 
 
 @dataclass(frozen=True)
@@ -210,23 +214,34 @@ class _Heard:
         return {**self.columns, "units": units, "durations": durations}
 
 
-def _listen(row: dict[str, Any], file: str, longest: float | None, folder: Path) -> "_Heard | dict[str, str]":
+def _listen(
+    row: dict[str, Any], file: str, longest: float | None, folder: Path, clock: _Clock
+) -> "_Heard | dict[str, str]":
     """Decode one clip: its wave and the columns that go with its units, or its row of the quarantine table.
 
-    longest: seconds; None takes any length, by way of files in `folder`.
+    longest: seconds; None takes any length, by way of files in `folder`. Raises StoreError, which is no fault of the
+    clip's.
     """
+    from speechgpt.runtime.files import StoreError
     from speechgpt.runtime.recordings import sound_of
     from speechgpt.speech import audio
 
     source = row["path"] if "path" in row else f"{file}#{row['id']}"
     try:
         if longest is None and "audio" not in row:
-            wave, sha256 = _from_disk(row["path"], folder / hashlib.sha256(row["id"].encode()).hexdigest())
+            with clock.counts("decode"):
+                wave, sha256 = _from_disk(row["path"], folder / hashlib.sha256(row["id"].encode()).hexdigest())
         else:
-            data = sound_of(row)
-            wave, sha256 = audio.decode(data, max_seconds=longest), hashlib.sha256(data).hexdigest()
+            with clock.counts("read"):
+                data = sound_of(row)
+            with clock.counts("decode"):
+                wave, sha256 = audio.decode(data, max_seconds=longest), hashlib.sha256(data).hexdigest()
     except audio.AudioError as error:
         return {"source": source, "reason": error.reason, "detail": f"{row['id']}: {error.detail}"}
+    except FileNotFoundError as error:
+        return {"source": source, "reason": "missing_file", "detail": f"{row['id']}: {error}"}
+    except StoreError:
+        raise
     except OSError as error:
         return {"source": source, "reason": "unreadable", "detail": f"{row['id']}: {error}"}
     kept = {name: row.get(name) for name in UNITS_SCHEMA.names}
@@ -243,11 +258,12 @@ def _listen(row: dict[str, Any], file: str, longest: float | None, folder: Path)
 
 def _from_disk(path: str, draft: Path) -> tuple[Any, str]:
     """A recording of any length as a memory-mapped wave, and its sha256. draft: a free name for files on the way."""
-    from speechgpt.runtime.recordings import PACKAGE, open_binary
+    from speechgpt.runtime import inside_files
+    from speechgpt.runtime.files import PACKAGE, open_binary
     from speechgpt.speech import audio
 
     local = Path(path)
-    if path.startswith(("s3://", PACKAGE)):
+    if path.startswith(("s3://", PACKAGE)) or inside_files.split(path)[1] is not None:
         local = draft.with_suffix(".sound")
         with open_binary(path) as source, local.open("wb") as target:
             shutil.copyfileobj(source, target)
@@ -276,13 +292,30 @@ def _refuse_too_many(
 
 def _figures(done: list[dict[str, Any]]) -> dict[str, Any]:
     total = {key: sum(t[key] for t in done) for key in ("clips", "quarantined", "units", "seconds", "without_text")}
+    reasons = sum((Counter(json.loads(t["reasons"])) for t in done), Counter[str]())
+    # Of this attempt; shards that an earlier one finished took their time then.
+    took = {phase: round(sum(t.get(phase, 0.0) for t in done), 3) for phase in (*PHASES, "wall", "start")}
     return {
         "utterances": total["clips"] - total["quarantined"],
         "quarantined": total["quarantined"],
+        "reasons": dict(sorted(reasons.items())),
         "without_text": total["without_text"],
         "hours": round(total["seconds"] / 3600, 4),
         "units_per_second": round(total["units"] / max(total["seconds"], 1e-9), 3),
+        "shards": len(done),
+        "worker_seconds": took,
     }
+
+
+def _sections(recipe: "Recipe") -> tuple[str, ...]:
+    """What units depend on. Keys that came later count only where they are set: a run without them is the run that it
+    was before."""
+    later = {
+        "encoder.long": recipe.encoder.long is not None,
+        "encoder.precision": recipe.encoder.precision != "float32",
+        "corpora.shard_seconds": "shard_seconds" in recipe.corpora.model_fields_set,
+    }
+    return ("data", *(name for name, is_set in later.items() if is_set))
 
 
 JOB = Job(
@@ -290,8 +323,7 @@ JOB = Job(
     part="units",
     run=run,
     reads=("manifest", "synthesize", "train-encoder", "fit-units"),
-    # Only where it is set: a run without it is the run that it was before there was such a key.
-    sections=lambda recipe: ("data", "encoder.long") if recipe.encoder.long else ("data",),
+    sections=_sections,
     partial=("units",),
 )
 main = command(JOB)

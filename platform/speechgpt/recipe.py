@@ -15,7 +15,7 @@ from speechgpt.language.config import (
     LanguageSection,
     WorldSection,
 )
-from speechgpt.runtime.config import ResourcesSection, ServingSection, TrackingSection
+from speechgpt.runtime.config import CorporaSection, ResourcesSection, ServingSection, TrackingSection
 from speechgpt.section import Section
 from speechgpt.speech.config import (
     CodebookSection,
@@ -35,6 +35,7 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     seed: int = 1
     data: DataSection = DataSection()
+    corpora: CorporaSection = CorporaSection()
     world: WorldSection = WorldSection()
     voices: VoicesSection
     encoder: EncoderSection = EncoderSection()

@@ -10,11 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.manifest import refuse_too_many
-from jobs.shell import JobError
+from jobs.manifest import JOB, inspected_by_workers, refuse_too_many, run
+from jobs.shell import Context, JobError, _fingerprint
 from speechgpt.language.script import script, spread
 from speechgpt.language.world import Question
-from speechgpt.runtime.recordings import UTTERANCE_SCHEMA, ManifestError, read_manifests
+from speechgpt.recipe import load
+from speechgpt.runtime.progress import Progress
+from speechgpt.runtime.recordings import UTTERANCE_SCHEMA, ManifestError, inspect, read_manifests
+from speechgpt.runtime.tracking import Run
 from speechgpt.runtime.workspace import Workspace
 from speechgpt.speech.config import VoiceSection, VoicesSection
 
@@ -198,6 +201,59 @@ def test_held_out_questions_are_spread_evenly_over_categories():
     heldout = [q for q in QUESTIONS if q.split == "heldout"]
     assert Counter(q.category for q in spread(heldout, 4, seed=1)) == {"sums": 2, "colours": 2}
     assert len(spread(heldout, None, seed=1)) == 6
+
+
+def made(place: Workspace, *overrides: str) -> dict:
+    return run(Context(load("tiny", overrides), place, Progress(silent=True), Run("", "")))
+
+
+def test_a_corpus_becomes_rows_and_what_sounds_the_same_is_told(tmp_path):
+    corpus = tmp_path / "corpus"
+    for name in ("a", "deep/b", "c"):
+        tone(corpus / f"{name}.wav", 0.5 if name != "c" else 0.75)
+    (corpus / "a.txt").write_text("hello")
+    place = Workspace(tmp_path / "work")
+    source = f"corpora.sources=[{{layout: folder, uri: {corpus}, speaker: ann, split: train}}]"
+    figures = made(place, source)["figures"]
+    rows = place.read_table("manifest/utterances.parquet").to_pylist()
+    assert [(r["id"], r["seconds"], r["rate"], r["speaker"], r["text"], r["split"]) for r in rows] == [
+        ("a.wav", 0.5, 16000, "ann", "hello", "train"),
+        ("c.wav", 0.75, 16000, "ann", None, "train"),
+        ("deep/b.wav", 0.5, 16000, "ann", None, "train"),
+    ]
+    pairs = place.read_table("manifest/same_sound.parquet").to_pylist()
+    assert [(pair["id"], pair["same_as"]) for pair in pairs] == [("deep/b.wav", "a.wav")]
+    assert (figures["recordings"], figures["same_sound"], figures["quarantined"], figures["shards"]) == (3, 1, 0, 1)
+    settings = ("corpora.duplicate_audio=quarantine", "data.max_bad_fraction=1", "corpora.shard_seconds=1")
+    figures = made(place, source, *settings)["figures"]
+    assert (figures["recordings"], figures["reasons"], figures["shards"]) == (2, {"same_sound": 1}, 2)
+    (refused,) = place.read_table("quarantine/manifest.parquet").to_pylist()
+    assert refused["source"] == str(corpus / "deep/b.wav") and "same bytes as a.wav" in refused["detail"]
+
+
+def test_a_corpus_counts_by_names_sizes_and_dates_and_only_where_there_is_one(tmp_path):
+    tone(tmp_path / "corpus/a.wav")
+    recipe = load("tiny", (f"corpora.sources=[{{layout: folder, uri: {tmp_path / 'corpus'}}}]",))
+    assert "corpora" not in JOB.sections(load("tiny")), "an old run is not another one because there is a new key"
+    assert "corpora" in JOB.sections(recipe)
+
+    def fingerprint() -> str:
+        return _fingerprint(recipe, JOB.sections(recipe), {}, JOB.files(recipe), JOB.trees(recipe))
+
+    before = fingerprint()
+    assert fingerprint() == before
+    tone(tmp_path / "corpus/b.wav")
+    assert fingerprint() != before
+
+
+@pytest.mark.ray
+def test_workers_see_in_sound_files_what_this_process_sees(ray_cluster, tmp_path):
+    paths = [str(tone(tmp_path / f"{n}.wav", 0.1 + n / 100)) for n in range(7)]
+    (tmp_path / "letter.wav").write_text("no sound")
+    paths += [str(tmp_path / "letter.wav"), str(tmp_path / "gone.wav")]
+    expected = inspect(paths)
+    assert [facts.error is None for facts in expected] == [True] * 8 + [False] and expected[7].seconds is None
+    assert list(inspected_by_workers(paths, load("tiny").resources, together=2)) == expected
 
 
 def test_a_manifest_and_its_recordings_may_lie_on_s3(tmp_path, s3_bucket):

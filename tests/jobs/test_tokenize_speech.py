@@ -1,15 +1,25 @@
 """Speech into units on a real Ray: poison is set aside, the rest is right, a second attempt does what is left."""
 
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
+import sound_files
 import soundfile
+import tokenize_driver
 import torch
 
+from jobs.shards import plan, runs
 from jobs.shell import Context, JobError
-from jobs.tokenize_speech import UNITS_SCHEMA, Tokenizer, plan, run, runs
+from jobs.tokenize_speech import UNITS_SCHEMA, Tokenizer, _figures, run
 from speechgpt.recipe import Recipe, load
 from speechgpt.runtime.progress import Progress
 from speechgpt.runtime.recordings import UTTERANCE_SCHEMA
@@ -127,7 +137,7 @@ def test_bad_sound_is_set_aside_by_name_and_the_rest_become_units(ray_cluster, w
         str(files["not_finite"]): "not_finite",
         str(files["unreadable"]): "unreadable",
         str(files["renamed"]): "unreadable",
-        str(files["gone"]): "unreadable",
+        str(files["gone"]): "missing_file",
     }
     assert (done["figures"]["utterances"], done["figures"]["quarantined"]) == (3, 7)
 
@@ -165,6 +175,38 @@ def test_a_second_attempt_does_only_what_is_missing_and_ends_in_the_same_bytes(r
 
 
 @pytest.mark.ray
+def test_a_driver_that_is_killed_and_run_again_ends_in_the_bytes_of_one_that_was_not(
+    ray_cluster, workspace, recipe, tmp_path
+):
+    """kill -9, when some of 40 shards are written and others are not."""
+    files = [sound_files.write(tmp_path, f"{n:02d}", sound_files.speech(0.5, n), "flac") for n in range(40)]
+    bad = sound_files.poison(tmp_path / "bad")
+    recordings(workspace, *files, *map(Path, bad))
+    settings = ("data.max_bad_fraction=1", "corpora.shard_seconds=1")
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, tokenize_driver.__file__, workspace.uri, *settings]
+    with (tmp_path / "log").open("wb") as log:
+        driver = subprocess.Popen(
+            command, env=os.environ | {"RAY_ADDRESS": address}, stdout=log, stderr=subprocess.STDOUT
+        )
+        deadline = time.monotonic() + 300
+        while not (written := len(workspace.list("units"))):
+            assert driver.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        driver.kill()
+        driver.wait()
+    shards = plan(workspace, load("tiny", settings))
+    assert 0 < written < len(shards) == 52, "killed in the middle"
+    tokenize(workspace, load("tiny", settings))
+    whole = {part: workspace.digest(part) for part in ("units", "quarantine")}
+    for part in whole:
+        workspace.delete(part)
+    figures = tokenize(workspace, load("tiny", settings))["figures"]
+    assert {part: workspace.digest(part) for part in whole} == whole
+    assert (figures["utterances"], figures["quarantined"], figures["shards"]) == (40, 12, 52)
+
+
+@pytest.mark.ray
 def test_too_much_bad_sound_stops_the_job_and_names_it(ray_cluster, workspace, tmp_path):
     files = poison(tmp_path / "sounds")
     recordings(workspace, *files.values())
@@ -177,7 +219,7 @@ def test_long_recordings_are_split_over_shards_by_what_they_hold(tmp_path):
     place = Workspace(tmp_path)
     rows = [{"id": f"u{n:03d}", "path": "x", "seconds": 100.0 if n else None} for n in range(20)]
     place.write_table("manifest/utterances.parquet", pa.Table.from_pylist(rows, UTTERANCE_SCHEMA))
-    shards = plan(place, longest=30.0)
+    shards = plan(place, load("tiny"))
     assert [(shard.first, shard.count) for shard in shards] == [(0, 6), (6, 6), (12, 6), (18, 2)]
     assert [shard.units for shard in shards[:2]] == [
         "units/part-recordings-00000.parquet",
@@ -193,7 +235,7 @@ def test_clips_of_any_length_become_units_where_the_recipe_says_how(workspace, t
         soundfile.write(tmp_path / f"{name}.wav", sound, 16000, subtype="FLOAT")
     soundfile.write(tmp_path / "silent.wav", np.zeros(16000, np.float32), 16000)
     recordings(workspace, *(tmp_path / f"{name}.wav" for name in [*sounds, "silent"]))
-    shards = plan(workspace, 2.0)
+    shards = plan(workspace, load("tiny", ("data.max_seconds=2",)))
 
     def tokenized(*overrides: str) -> tuple[dict[str, dict], dict[str, str]]:
         worker = Tokenizer(workspace, load("tiny", ("data.max_seconds=2", *overrides)))
@@ -218,6 +260,24 @@ def test_clips_of_any_length_become_units_where_the_recipe_says_how(workspace, t
     assert rows["stereo"]["units"] == alone.units.tolist(), "mixed down, not one channel after the other"
 
 
+def test_two_percent_of_poison_is_set_aside_kind_by_kind_and_all_else_becomes_units(workspace, recipe, tmp_path):
+    """Without Ray: 12 bad files of 12 kinds among 600, in ten formats."""
+    bad = sound_files.poison(tmp_path / "bad")
+    good = [sound_files.speech(0.1 + 0.001 * n, n) for n in range(588)]
+    (tmp_path / "good").mkdir()
+    formats = sound_files.FORMATS
+    files = [sound_files.write(tmp_path / "good", f"{n}", wave, formats[n % 10]) for n, wave in enumerate(good)]
+    mixed = sorted([*files, *map(Path, bad)], key=lambda file: hashlib.sha256(file.name.encode()).digest())
+    recordings(workspace, *mixed)
+    worker = Tokenizer(workspace, recipe)
+    tallies = [worker(vars(shard)) for shard in plan(workspace, recipe)]
+    refused = workspace.read_table("quarantine").to_pylist()
+    assert {row["source"]: row["reason"] for row in refused} == bad and len(refused) == 12
+    assert {row["source"] for row in workspace.read_table("units").to_pylist()} == set(map(str, files))
+    assert _figures(tallies)["reasons"] == dict(sorted(Counter(bad.values()).items()))
+    assert _figures(tallies)["utterances"] == 588 and len(tallies) == 1
+
+
 def test_the_long_mode_is_part_of_what_units_depend_on_and_of_nothing_before_them():
     from jobs import tokenize_speech, train_encoder
     from jobs.shell import _chosen
@@ -227,7 +287,7 @@ def test_the_long_mode_is_part_of_what_units_depend_on_and_of_nothing_before_the
     assert "encoder.long" in tokenize_speech.JOB.sections(long)
     assert _chosen(plain, train_encoder.JOB.sections) == _chosen(long, train_encoder.JOB.sections)
     named = {name.removeprefix("encoder.") for name in train_encoder.JOB.sections if name.startswith("encoder.")}
-    assert named == set(type(plain.encoder).model_fields) - {"long"}
+    assert named == set(type(plain.encoder).model_fields) - {"long", "precision"}
 
 
 def test_nothing_to_do_says_what_to_run(tmp_path):
@@ -240,6 +300,6 @@ def test_shards_are_planned_on_s3_as_in_a_directory(tmp_path, s3_bucket):
     for place in places:
         spoken(place, "a", speech(0.5), speech(0.6))
         recordings(place, tmp_path / "x.wav")
-    local, remote = (plan(place, longest=30.0) for place in places)
+    local, remote = (plan(place, load("tiny")) for place in places)
     assert local == remote
     assert [(shard.name, shard.count) for shard in remote] == [("a", 2), ("recordings-00000", 1)]

@@ -4,6 +4,7 @@ Addresses are `bucket/key`, as pyarrow writes them. Endpoint, region and credent
 machine's role, as for every AWS client (`AWS_ENDPOINT_URL` for another S3 server).
 """
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -18,6 +19,8 @@ class BucketError(OSError):
 
 
 _STREAMS = 8
+_ATTEMPTS = 8
+"""Of a request that fails for a passing reason. Three, the libraries' own, lose one in a million at 1 % of failures."""
 _DELETE_LIMIT = 1000
 """Keys that one DeleteObjects request may name."""
 
@@ -26,7 +29,14 @@ _DELETE_LIMIT = 1000
 def filesystem(uri: str) -> pafs.FileSystem:
     """The pyarrow file system of an s3:// URI, in the region of its bucket."""
     try:
-        return pafs.FileSystem.from_uri(uri)[0]
+        region = pafs.FileSystem.from_uri(uri)[0].region
+        # What from_uri would take from the environment, too; it has no way to say how often to ask.
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        return pafs.S3FileSystem(
+            region=region,
+            endpoint_override=endpoint,
+            retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+        )
     except OSError as error:
         raise BucketError(f"{uri}: {error}") from None
 
@@ -34,18 +44,24 @@ def filesystem(uri: str) -> pafs.FileSystem:
 @lru_cache
 def _client() -> Any:
     import boto3
+    from botocore.config import Config
 
-    return boto3.client("s3")
+    return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": _ATTEMPTS}))
 
 
 def keys(address: str) -> Iterator[str]:
     """`bucket/key` of the object of that name and of those below it; directory markers are no objects."""
+    return (name for name, _, _ in facts(address))
+
+
+def facts(address: str) -> Iterator[tuple[str, int, int]]:
+    """Of each of the objects that `keys` gives: its address, size in bytes, and nanoseconds since the epoch."""
     bucket, _, prefix = address.partition("/")
     for page in _pages(bucket, prefix):
         for entry in page.get("Contents", []):
             key = entry["Key"]
             if not key.endswith("/") and (not prefix or key == prefix or key.startswith(f"{prefix}/")):
-                yield f"{bucket}/{key}"
+                yield f"{bucket}/{key}", entry["Size"], int(entry["LastModified"].timestamp() * 1e9)
 
 
 def _pages(bucket: str, prefix: str) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Recipe sections of the runtime room."""
 
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -25,6 +26,34 @@ class TrackingSection(Section):
                 "or the whole in MLFLOW_TRACKING_URI"
             )
         return uri
+
+
+class CorpusSection(Section):
+    """A corpus as people have it; its rows become rows of the manifest (`runtime/corpora/`)."""
+
+    layout: Literal[
+        "folder", "librispeech", "ljspeech", "common-voice", "lhotse", "webdataset", "parquet", "huggingface"
+    ]
+    uri: str = Field(min_length=1)
+    """Directory or file, local or s3://."""
+    prefix: str = ""
+    """Put before its ids, where those of two corpora would meet."""
+    language: str | None = None
+    """Of rows that do not say their own; likewise `speaker` and `split`."""
+    speaker: str | None = None
+    split: str | None = None
+    sounds: str = ""
+    """lhotse: where relative paths of recordings start; empty is beside the file of cuts."""
+
+
+class CorporaSection(Section):
+    """Corpora that are read where they lie, and how they are cut into shards."""
+
+    sources: tuple[CorpusSection, ...] = ()
+    duplicate_audio: Literal["keep", "quarantine"] = "keep"
+    """What becomes of recordings whose bytes another one has, too; either way they are reported."""
+    shard_seconds: float = Field(600.0, gt=0)
+    """Sound in one file of units: an actor holds it decoded (38 MB for 600 s), a kill loses it. Large corpora: 3600."""
 
 
 class PoolSection(Section):

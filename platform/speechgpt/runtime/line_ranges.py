@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, NamedTuple, cast
 
-from speechgpt.runtime.recordings import open_binary
+from speechgpt.runtime.files import open_binary
 
 LONGEST_LINE = 16 << 20
 """Bytes; a longer line is not a row but a sign of another format."""

@@ -1,4 +1,6 @@
-"""Manifests: lists of recordings, one utterance a row, as JSON Lines or Parquet, local or on S3.
+"""Recordings: the rows of manifests and corpora, checked, with what their sound files say.
+
+A manifest is a list of recordings, one utterance a row, as JSON Lines or Parquet, local or on S3.
 
 Columns: `id, path` (relative to the manifest, absolute, or `s3://`), and if known `text, speaker, language, seconds,
 split, answer`. Columns of other names are kept as they are.
@@ -8,18 +10,19 @@ import hashlib
 import io
 import json
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from speechgpt.runtime import buckets
+from speechgpt.runtime import sound_header
+from speechgpt.runtime.config import CorpusSection
+from speechgpt.runtime.corpora import reading
+from speechgpt.runtime.corpora.outcome import Found, ManifestError, Problem, Row
+from speechgpt.runtime.files import StoreError, joined, open_binary, read_bytes
 
 UTTERANCE_SCHEMA = pa.schema(
     {
@@ -29,29 +32,36 @@ UTTERANCE_SCHEMA = pa.schema(
         "speaker": pa.string(),
         "language": pa.string(),
         "seconds": pa.float64(),
+        "rate": pa.int32(),
         "split": pa.string(),
         "answer": pa.string(),
         "sha256": pa.string(),
     }
 )
+"""seconds, rate (Hz): as the sound file's header says."""
 QUARANTINE_SCHEMA = pa.schema({"source": pa.string(), "reason": pa.string(), "detail": pa.string()})
 
 _TEXT_KEYS = ("text", "speaker", "language", "split", "answer")
 _HELD_OUT_SHARE = 0.1
 """Of the recordings whose manifest names no split, drawn by id: so that real speech is measured unheard."""
 _READERS = 16
+_LARGEST_HELD = 64 << 20
+"""Bytes of a sound file that is read at once; a larger one is read in pieces, and its header a second time."""
+
+Outcome = Row | Problem
 
 
-class ManifestError(ValueError):
-    """A manifest that cannot be used at all; the message names the file and what to do."""
+class SoundFacts(NamedTuple):
+    """What a sound file says; seconds and rate (Hz) are None without a header, `error` says why it cannot be read."""
+
+    sha256: str | None = None
+    seconds: float | None = None
+    rate: int | None = None
+    error: str | None = None
 
 
-class Problem(NamedTuple):
-    """One row that was set aside: `source` is `manifest:row`, `reason` a stable slug, `detail` for people."""
-
-    source: str
-    reason: str
-    detail: str
+Inspect = Callable[[list[str]], Iterable[SoundFacts]]
+"""The facts of each path, in the same order."""
 
 
 @dataclass
@@ -76,53 +86,61 @@ class Recordings:
         return pa.Table.from_pylist([problem._asdict() for problem in self.problems], QUARANTINE_SCHEMA)
 
 
-def read_manifests(uris: Sequence[str]) -> Recordings:
-    """Read and check manifests in the order given; ids must be unique over all of them.
+def inspect(paths: list[str]) -> list[SoundFacts]:
+    """`Inspect` by threads of this process. Raises StoreError if the store, not a file, is at fault."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(_facts, paths))
+
+
+def read_manifests(
+    uris: Sequence[str], corpora: Sequence[CorpusSection] = (), inspect: Inspect = inspect
+) -> Recordings:
+    """Read and check manifests, then corpora, in the order given; ids must be unique over all of them.
 
     A row that cannot be used becomes a Problem and the others go on. Raises ManifestError for a file that is missing,
     of another format, or without the columns `id` and `path`.
     """
     found = Recordings()
     first_seen: dict[str, str] = {}
-    for uri in uris:
-        for where, row in _rows(uri):
-            problem = row if isinstance(row, Problem) else _check(where, row, first_seen)
-            if problem:
-                found.problems.append(problem)
-                continue
-            assert isinstance(row, dict)
-            first_seen[row["id"]] = where
-            found.rows.append({**row, "path": _absolute(uri, row["path"]), "_where": where})
-    with ThreadPoolExecutor(_READERS) as pool:
-        outcomes = list(pool.map(_inspect, found.rows))
-    found.rows = [row for row in outcomes if isinstance(row, dict)]
-    found.problems += [problem for problem in outcomes if isinstance(problem, Problem)]
+    usable = []
+    for where, row in _all(uris, corpora):
+        problem = row if isinstance(row, Problem) else _check(where, row, first_seen)
+        if problem:
+            found.problems.append(problem)
+            continue
+        assert isinstance(row, dict)
+        first_seen[row["id"]] = where
+        usable.append((where, row))
+    for (where, row), facts in zip(usable, inspect([row["path"] for _, row in usable]), strict=True):
+        if facts.error is not None:
+            found.problems.append(Problem(where, "missing_file", f"path: {row['path']}: {facts.error}"))
+        else:
+            found.rows.append(_complete(row, facts))
     return found
 
 
-PACKAGE = "package:"
-"""Scheme of files that come with this package: the same name on every machine, wherever it is installed."""
+def _all(uris: Sequence[str], corpora: Sequence[CorpusSection]) -> Iterator[Found]:
+    for uri in uris:
+        for where, row in _rows(uri):
+            yield where, _located(uri, row)
+    for corpus in corpora:
+        yield from reading.read(corpus)
 
 
-def read_bytes(path: str) -> bytes:
-    """The bytes of a local file, an `s3://` object or a `package:` file. Raises FileNotFoundError."""
-    with open_binary(path) as file:
-        return file.read()
+def _located(manifest: str, row: Outcome) -> Outcome:
+    if isinstance(row, Problem) or not isinstance(row.get("path"), str) or not row["path"]:
+        return row
+    return {**row, "path": joined(posixpath.dirname(manifest), row["path"])}
 
 
-@contextmanager
-def open_binary(path: str) -> Iterator[IO[bytes]]:
-    """The same files open for reading, for those too large to hold; seekable. Raises FileNotFoundError."""
-    if path.startswith(PACKAGE):
-        with resources.files("speechgpt").joinpath(path.removeprefix(PACKAGE)).open("rb") as packaged:
-            yield packaged
-    elif path.startswith("s3://"):
-        address = path.removeprefix("s3://")
-        with buckets.filesystem(f"s3://{address.partition('/')[0]}").open_input_file(address) as remote:
-            yield cast("IO[bytes]", remote)
-    else:
-        with Path(path).open("rb") as local:
-            yield local
+def same_sound(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
+    """(row, the first row in id order whose file has the same bytes), for every row that is not a first one."""
+    first: dict[str, Row] = {}
+    pairs = []
+    for row in sorted(rows, key=lambda row: row["id"]):
+        if first.setdefault(row["sha256"], row) is not row:
+            pairs.append((row, first[row["sha256"]]))
+    return pairs
 
 
 def sound_of(row: Mapping[str, Any]) -> bytes:
@@ -178,38 +196,38 @@ def _check(where: str, row: dict[str, Any], first_seen: dict[str, str]) -> Probl
     return None
 
 
-def _absolute(manifest: str, path: str) -> str:
-    if "://" in path or path.startswith("/"):
-        return path
-    return posixpath.normpath(posixpath.join(posixpath.dirname(manifest), path)).replace("s3:/", "s3://", 1)
-
-
-def _inspect(row: dict[str, Any]) -> dict[str, Any] | Problem:
-    """Complete a row with what its file says: `sha256`, `seconds`, and a `split` if the manifest gives none."""
-    where = row.pop("_where")
-    try:
-        data = read_bytes(row["path"])
-    except OSError as error:
-        return Problem(where, "missing_file", f"path: {row['path']}: {error}")
+def _complete(row: Row, facts: SoundFacts) -> Row:
+    """A row with every column of UTTERANCE_SCHEMA, and a `split` if its manifest gives none."""
     split = row.get("split") or ("heldout" if _drawn(row["id"]) < _HELD_OUT_SHARE else "train")
     return {
         **dict.fromkeys(UTTERANCE_SCHEMA.names),
         **row,
         "text": (row.get("text") or "").strip() or None,
-        "seconds": row.get("seconds") or _header_seconds(data),
+        "seconds": row.get("seconds") or facts.seconds,
+        "rate": facts.rate,
         "split": "train" if split == "train" else "heldout",
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": facts.sha256,
     }
 
 
-def _header_seconds(data: bytes) -> float | None:
-    """Length that the file's header claims; None if libsndfile finds none (`tokenize` decodes and decides)."""
-    import soundfile
-
+def _facts(path: str) -> SoundFacts:
     try:
-        return float(soundfile.info(io.BytesIO(data)).duration)
-    except soundfile.LibsndfileError:
-        return None
+        with open_binary(path) as file:
+            data = file.read(_LARGEST_HELD)
+            digest = hashlib.sha256(data)
+            header: sound_header.Header | None
+            if len(data) < _LARGEST_HELD:
+                header = sound_header.read(io.BytesIO(data))
+            else:
+                while data := file.read(_LARGEST_HELD):
+                    digest.update(data)
+                file.seek(0)
+                header = sound_header.read(file)
+    except StoreError:
+        raise
+    except OSError as error:
+        return SoundFacts(error=str(error))
+    return SoundFacts(digest.hexdigest(), *(header or (None, None)))
 
 
 def _drawn(name: str) -> float:

@@ -12,8 +12,9 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -113,6 +114,32 @@ class Workspace:
         tables = [pq.read_table(io.BytesIO(self.read_bytes(name)), partitioning=None) for name in files]
         return pa.concat_tables(tables, promote_options="default")
 
+    def count_rows(self, rel: str) -> int:
+        """Rows of one Parquet file, from its footer."""
+        with self._parquet(rel) as file:
+            return file.metadata.num_rows
+
+    def read_rows(
+        self, rel: str, first: int = 0, count: int | None = None, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Rows [first, first + count) of one Parquet file (all from `first` on); other row groups are not read."""
+        with self._parquet(rel) as file:
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            stop = sum(sizes) if count is None else first + count
+            bounds = [0, *accumulate(sizes)]
+            groups = [g for g in range(len(sizes)) if bounds[g] < stop and bounds[g + 1] > first]
+            if not groups:
+                return file.schema_arrow.empty_table()
+            return file.read_row_groups(groups, columns and [*columns]).slice(first - bounds[groups[0]], stop - first)
+
+    @contextmanager
+    def _parquet(self, rel: str) -> Iterator[pq.ParquetFile]:
+        try:
+            with self.fs.open_input_file(self.root(rel)) as file:
+                yield pq.ParquetFile(file)
+        except FileNotFoundError:
+            raise WorkspaceError(f"{self.path(rel)} is missing") from None
+
     def digest(self, rel: str) -> str:
         """sha256 over the sorted (name, sha256 of content) of the files under `rel`, names relative to it.
 
@@ -160,16 +187,16 @@ class Workspace:
     def write_json(self, rel: str, value: Any) -> None:
         self.write_bytes(rel, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
 
-    def write_table(self, rel: str, table: pa.Table) -> None:
-        """One Parquet file, replaced at once."""
+    def write_table(self, rel: str, table: pa.Table, group_rows: int | None = None) -> None:
+        """One Parquet file, replaced at once. group_rows: how many rows `read_rows` has to read for one of them."""
         if self.remote:
             buffer = io.BytesIO()
-            pq.write_table(table, buffer, compression="zstd")
+            pq.write_table(table, buffer, compression="zstd", row_group_size=group_rows)
             self.write_bytes(rel, buffer.getvalue())
             return
         target = Path(self.path(rel))
         with self._unfinished() as draft:
-            pq.write_table(table, draft, compression="zstd")
+            pq.write_table(table, draft, compression="zstd", row_group_size=group_rows)
             target.parent.mkdir(parents=True, exist_ok=True)
             draft.replace(target)
 

@@ -99,6 +99,9 @@ def encode(wave: np.ndarray, format: str, rate: int = SAMPLE_RATE) -> bytes:
     return buffer.getvalue()
 
 
+_NOT_TO_ITS_END = "the file begins well and cannot be decoded to its end"
+
+
 def _read(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
     """float32 [samples, channels] and rate, by libsndfile, or by FFmpeg's libraries for what that cannot read (AAC)."""
     import soundfile
@@ -107,7 +110,10 @@ def _read(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             _check_length(file.frames / file.samplerate, max_seconds)
             limit = -1 if max_seconds is None else int(max_seconds * file.samplerate) + 1
-            wave = file.read(limit, dtype="float32", always_2d=True)
+            try:
+                wave = file.read(limit, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                raise AudioError("truncated", f"{_NOT_TO_ITS_END}: {error}") from None
             _check_length(len(wave) / file.samplerate, max_seconds)
             if len(wave) < file.frames - _SLACK or _missing_bytes(data):
                 raise AudioError("truncated", f"{len(wave)} samples are there, the file's header promises more")
@@ -148,7 +154,7 @@ def _mono_blocks(path: Path) -> Iterator[np.ndarray]:
                 raise AudioError("empty", "the file has no samples")
     except soundfile.LibsndfileError as error:
         if read:
-            raise AudioError("unreadable", f"after {read} samples: {error}") from None
+            raise AudioError("truncated", f"{_NOT_TO_ITS_END}, only {read} samples: {error}") from None
         yield decode(path)
 
 
@@ -189,16 +195,18 @@ def _missing_bytes(data: bytes | mmap.mmap) -> bool:
 def _read_mp4(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
     import av
 
+    chunks: list[np.ndarray] = []
     try:
         with av.open(io.BytesIO(data), mode="r", format="mp4") as container:
             stream = container.streams.audio[0]
             rate = stream.codec_context.sample_rate
             planar = av.AudioResampler(format="fltp")
-            chunks: list[np.ndarray] = []
             for frame in container.decode(stream):
                 chunks += [piece.to_ndarray().T for piece in planar.resample(frame)]
                 _check_length(sum(map(len, chunks)) / rate, max_seconds)
     except (av.FFmpegError, IndexError) as error:
+        if chunks:
+            raise AudioError("truncated", f"{_NOT_TO_ITS_END}: {error}") from None
         raise AudioError("unreadable", str(error)) from None
     return (np.concatenate(chunks) if chunks else np.zeros((0, 1), np.float32)), rate
 

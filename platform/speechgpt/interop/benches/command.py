@@ -1,8 +1,11 @@
 """`speechgpt bench NAME`: measure this machine against the published programs, in one run."""
 
 import json as json_module
+import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,10 +43,20 @@ def vocoder(clips: Clips = 200, threads: Threads = 1, seed: Seed = 0, json: Json
     _show(run, clips, threads, seed, json)
 
 
+@app.command()
+def tokenize(clips: Clips = 40, threads: Threads = 1, seed: Seed = 0, json: Json = False) -> None:
+    """Sound files to units by the job `tokenize`, against fairseq's and transformers' own loops."""
+    # Jobs stand above this room, so that this one is found by its name.
+    [entry] = entry_points(group="speechgpt.benches", name="tokenize")
+    _show(entry.load(), clips, threads, seed, json)
+
+
 def _show(run: Callable[..., dict[str, Any]], clips: int, threads: int, seed: int, json: bool) -> None:
     progress = Progress(silent=json)
     try:
-        with tempfile.TemporaryDirectory() as folder, progress.count("measuring", clips, "clips") as counter:
+        # DeepSpeed, which transformers imports, and Ray's workers say things on standard output.
+        apart = redirect_stdout(sys.stderr) if json else nullcontext()
+        with apart, tempfile.TemporaryDirectory() as folder, progress.count("measuring", clips, "clips") as counter:
             result = run(clips, threads, seed, Path(folder), counter.advance)
     except BenchError as error:
         typer.echo(str(error), err=True)

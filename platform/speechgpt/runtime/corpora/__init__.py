@@ -1,0 +1,1 @@
+"""Corpora in the layouts that people have them in, as rows of a manifest."""
