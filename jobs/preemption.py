@@ -22,7 +22,7 @@ class Departures:
 
 
 def detect_hangs(seconds: int, gpus: bool) -> None:
-    """Let Ray Train's own meetings of workers fail after so long, and on GPUs let its watch over NCCL fail a hung stage.
+    """Let Ray Train's own meetings of workers fail after so long, and its watch over NCCL fail a stage that hangs.
 
     For the driver, before training begins. What the user's environment says stands.
     """

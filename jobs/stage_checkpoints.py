@@ -1,7 +1,7 @@
 """The checkpoints of a stage in the workspace: uploaded beside training, listed by what is in them, tidied up.
 
-Which checkpoints there are is read from the checkpoints themselves, not from Ray Train's index of them: a kill while the
-index is written loses none, and one that was whole before Ray had entered it counts.
+Which checkpoints there are is read from the checkpoints themselves, not from Ray Train's index of them: a kill while
+the index is written loses none, and one that was whole before Ray had entered it counts.
 """
 
 import json

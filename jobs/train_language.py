@@ -32,6 +32,7 @@ def run(context: Context) -> dict[str, Any]:
 
     from jobs import ray_data, stage_checkpoints
     from jobs.preemption import detect_hangs
+    from jobs.stage_failure import reason
     from jobs.training_curves import training_curves
     from speechgpt.training.engine import multiplies_bf16
 
@@ -47,7 +48,7 @@ def run(context: Context) -> dict[str, Any]:
     if engine.precision == "bf16" and not engine.gpus_per_worker and not multiplies_bf16():
         context.progress.say("engine.precision: this CPU has no bfloat16 instructions; fp32 is many times faster on it")
     with training_curves(context, name, stage.steps) as curves:
-        result = TorchTrainer(
+        trainer = TorchTrainer(
             _train,
             train_loop_config={
                 "recipe": recipe,
@@ -77,7 +78,11 @@ def run(context: Context) -> dict[str, Any]:
             datasets={"blocks": blocks},
             # Every node reads the whole stage and picks its blocks by index.
             dataset_config=ray.train.DataConfig(datasets_to_split=[]),
-        ).fit()
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise JobError(f"stages.{name} failed, and engine.max_failures is spent: {reason(error)}") from error
     stage_checkpoints.tidy(workspace, checkpoints, stage.keep, context.progress.say)
     figures |= workspace.read_json(f"checkpoints/{name}/figures.json")
     return {"figures": {**(result.metrics or {}), **figures}, "outputs": [f"models/{name}"]}

@@ -6,11 +6,14 @@ So what takes long, the imports, is paid once.
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +30,7 @@ STAGE = StageSection(
     mixture={"text": 1}, steps=12, block=32, micro_batch=1, accumulation=2, learning_rate=1e-2, log_every=1,
     checkpoint_every=4, weight_decay=0.1, clip=1.0,
 )  # fmt: skip
+PATIENCE = 5
 LORA = LoraSection(rank=2, alpha=4, dropout=0.2)
 CASES = {
     "zero-0": (0, None),
@@ -61,9 +65,9 @@ class Merged:
             yield nullcontext(path)
 
 
-def train(zero_stage: int, lora: LoraSection | None, store: Merged) -> None:
+def train(zero_stage: int, lora: LoraSection | None, store: Merged, section: EngineSection | None = None) -> None:
     world = distributed.get_world_size()
-    section = EngineSection(workers=(1, 2), zero_stage=zero_stage)
+    section = section or EngineSection(workers=(1, 2), zero_stage=zero_stage)
     stage = elastic.for_workers(STAGE, section, world)
     settings = engine.configuration(section, stage, world)
     if zero_stage == 3:
@@ -92,9 +96,20 @@ def phase(root: str, until: int, names: list[str]) -> None:
     distributed.barrier()
 
 
-def forked(world: int, root: str, until: int, names: list[str]) -> None:
-    """`phase` in `world` processes."""
-    (directory / root).mkdir(exist_ok=True)
+def hang() -> None:
+    """Train; after the second step rank 1 stops without dying, as a machine does whose network is gone."""
+    engine.join(EngineSection(collective_timeout_seconds=PATIENCE))
+
+    class Stopping(Merged):
+        def report(self, figures: dict[str, float], part: Path | None) -> None:
+            if distributed.get_rank() == 1 and figures["step"] == 2:
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+    train(2, None, Stopping(directory / "hung", until=0), EngineSection(collective_timeout_seconds=PATIENCE))
+
+
+def forked(world: int, work: Callable[[], None]) -> list[int]:
+    """Process ids of `world` processes that do it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         os.environ |= {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -104,12 +119,21 @@ def forked(world: int, root: str, until: int, names: list[str]) -> None:
             children.append(child)
             continue
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        try:
-            phase(root, until, names)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
+        with suppress(BaseException):
+            try:
+                work()
+                os._exit(0)
+            except Exception as error:
+                traceback.print_exc()
+                (directory / f"error-{rank}.txt").write_text(str(error))
+                raise
+        os._exit(1)
+    return children
+
+
+def trained(world: int, root: str, until: int, names: list[str]) -> None:
+    (directory / root).mkdir(exist_ok=True)
+    children = forked(world, partial(phase, root, until, names))
     codes = [os.waitpid(child, 0)[1] for child in children]
     assert codes == [0] * world, codes
 
@@ -118,7 +142,15 @@ if __name__ == "__main__":
     cases = sys.argv[3].split(",")
     engine.import_deepspeed()
     tiny_model(tied=False).save_pretrained(directory / "start")
-    forked(2, "fixed", STAGE.steps, cases)
-    forked(2, "resized", 4, cases)
-    forked(1, "resized", 8, cases)
-    forked(2, "resized", STAGE.steps, cases)
+    trained(2, "fixed", STAGE.steps, cases)
+    trained(2, "resized", 4, cases)
+    trained(1, "resized", 8, cases)
+    trained(2, "resized", STAGE.steps, cases)
+    waiting, stopped = forked(2, hang)
+    began = time.monotonic()
+    code = os.waitpid(waiting, 0)[1]
+    os.kill(stopped, signal.SIGKILL)
+    os.waitpid(stopped, 0)
+    reason = (directory / "error-0.txt").read_text() if code else ""
+    outcome = {"code": code, "seconds": time.monotonic() - began, "reason": reason}
+    (directory / "hung.json").write_text(json.dumps(outcome))

@@ -25,8 +25,8 @@ Report = Callable[[dict[str, float], Path | None], None]
 """Takes figures and, at a checkpoint, the directory of this rank's part; the directory is the taker's, who removes it
 when done with it, which may be long after it returns."""
 Leaving = Callable[[], bool]
-"""Whether to take a checkpoint now, out of turn, because a node will soon be gone. Every rank calls it at the same steps
-and gets the same answer."""
+"""Whether to take a checkpoint now, out of turn, because a node will soon be gone. Every rank calls it at the same
+steps and gets the same answer."""
 
 _LOOK_SECONDS = 2.0
 """Between looks whether a node is leaving; clouds give notice of half a minute to two."""

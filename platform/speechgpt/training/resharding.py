@@ -49,7 +49,7 @@ def load(engine: "DeepSpeedEngine", universal: Path, tag: str) -> None:
 
 @contextmanager
 def _universal(engine: "DeepSpeedEngine") -> Iterator[None]:
-    """DeepSpeed reads the setting `checkpoint.load_universal` when it loads, but takes it only when an engine starts."""
+    """DeepSpeed reads `checkpoint.load_universal` when it loads, but takes it only when an engine starts."""
     engine._config.load_universal_checkpoint = True
     try:
         yield
