@@ -114,7 +114,7 @@ def _copy(path: Path, fs: pafs.FileSystem, target: str) -> None:
     pafs.copy_files(str(path), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
     arrived = fs.get_file_info(target)
     if arrived.size != path.stat().st_size:
-        raise OSError(f"{arrived.size} bytes of {path.stat().st_size} have arrived")
+        raise OSError(f"{arrived.size or 0} bytes of {path.stat().st_size} have arrived")
 
 
 def _persistently(act: Callable[[], None], what: str) -> None:

@@ -222,9 +222,9 @@ def losses(workspace: Workspace) -> dict[int, float]:
     from speechgpt import recipe
     from speechgpt.runtime.tracking import Tracking
 
-    client = MlflowClient(Tracking.open(recipe.load("tiny").tracking, workspace, "tiny").uri)
     names = [name for name in workspace.list("models/_done") if "train-base" in name and name.endswith(".json")]
     run = workspace.read_json(names[0])["run_id"]
+    client = MlflowClient(Tracking.open(recipe.load("tiny").tracking, workspace, "tiny").uri)
     history = sorted(client.get_metric_history(run, "loss"), key=lambda point: point.timestamp)
     return {point.step: point.value for point in history}
 

@@ -4,7 +4,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -35,9 +35,9 @@ def faulty(endpoint: str, fault: Fault) -> Iterator[str]:
             request = urllib.request.Request(endpoint + self.path, body or None, headers, method=self.command)
             try:
                 with urllib.request.urlopen(request, timeout=120) as answer:
-                    self._answer(answer.status, dict(answer.headers), answer.read())
+                    self._answer(answer.status, answer.headers, answer.read())
             except urllib.error.HTTPError as error:
-                self._answer(error.code, dict(error.headers), error.read())
+                self._answer(error.code, error.headers, error.read())
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass
 
@@ -52,7 +52,7 @@ def faulty(endpoint: str, fault: Fault) -> Iterator[str]:
                 return b"".join(pieces)
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
-        def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        def _answer(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
             self.send_response(status)
             for name, value in headers.items():
                 if name.lower() not in _HOP:

@@ -12,6 +12,7 @@ class Pace:
     def __init__(self, seconds: float, device: torch.device) -> None:
         self._seconds, self._device = seconds, device
         self._next: int | None = None
+        self._since, self._last = 0.0, 0
 
     def due(self, finished: int) -> bool:
         """Whether it is due after `finished` steps; every rank calls it after each step."""
