@@ -7,7 +7,6 @@ the index is written loses none, and one that was whole before Ray had entered i
 import json
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.fs as pafs
 
+from speechgpt.runtime import uploads
 from speechgpt.runtime.workspace import Workspace
 from speechgpt.training.checkpoints import part_name
 
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     import ray.train
 
 _INDEX = "checkpoint_manager_snapshot.json"
-_ATTEMPTS = 6
-_FIRST_PAUSE = 1.0
-"""Seconds before the second attempt at an upload; each further pause is twice as long, half a minute in all."""
 
 logger = logging.getLogger(__name__)
 
@@ -100,35 +97,14 @@ class Uploads:
 def upload(directory: Path, fs: pafs.FileSystem, place: str) -> None:
     """Copy a rank's part of a checkpoint, and see that all of it has arrived; the list of its files goes last.
 
-    Tries again for half a minute; raises OSError naming the file and the storage's reason if that does not help.
+    Raises OSError naming the file and the storage's reason if it is refused for half a minute.
     """
     files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
     for path in sorted(files, key=_is_list):
         target = f"{place}/{path.relative_to(directory).as_posix()}"
-        _persistently(lambda path=path, target=target: _copy(path, fs, target), target)  # type: ignore[misc]
-
-
-def _copy(path: Path, fs: pafs.FileSystem, target: str) -> None:
-    if not isinstance(fs, pafs.S3FileSystem):
-        fs.create_dir(target.rpartition("/")[0], recursive=True)
-    pafs.copy_files(str(path), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
-    arrived = fs.get_file_info(target)
-    if arrived.size != path.stat().st_size:
-        raise OSError(f"{arrived.size or 0} bytes of {path.stat().st_size} have arrived")
-
-
-def _persistently(act: Callable[[], None], what: str) -> None:
-    pause = _FIRST_PAUSE
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            act()
-            return
-        except OSError as error:
-            if attempt == _ATTEMPTS:
-                raise OSError(f"checkpoint file {what} was not taken in {_ATTEMPTS} attempts: {error}") from error
-            logger.warning("checkpoint file %s, attempt %d: %s; again in %g s", what, attempt, error, pause)
-        time.sleep(pause)
-        pause *= 2
+        if isinstance(fs, pafs.LocalFileSystem):
+            fs.create_dir(target.rpartition("/")[0], recursive=True)
+        uploads.put(path, fs, target)
 
 
 def _is_list(path: Path) -> bool:

@@ -30,6 +30,9 @@ def run(context: Context) -> dict[str, Any]:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    # What `ray.train.ScalingConfig` is, but for type checkers, which find the old one there.
+    from ray.train.v2.api.config import ScalingConfig
+
     from jobs import ray_data, stage_checkpoints
     from jobs.preemption import detect_hangs
     from jobs.stage_failure import reason
@@ -61,7 +64,7 @@ def run(context: Context) -> dict[str, Any]:
             torch_config=TorchConfig(
                 backend="nccl" if engine.gpus_per_worker else "gloo", timeout_s=engine.collective_timeout_seconds
             ),
-            scaling_config=ray.train.ScalingConfig(
+            scaling_config=ScalingConfig(
                 num_workers=engine.workers,
                 elastic_resize_monitor_interval_s=engine.resize_seconds,
                 use_gpu=engine.gpus_per_worker > 0,
