@@ -3,10 +3,17 @@
 `add CPUS` and `remove NAME` and `drain NAME SECONDS`; each answers with a line, the name of a node or `ok`.
 """
 
+import socket
 import sys
 import time
 
 from ray.cluster_utils import Cluster
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def main() -> None:
@@ -14,7 +21,14 @@ def main() -> None:
     nodes = {}
 
     def add(cpus: int, **settings: object) -> str:
-        node = cluster.add_node(num_cpus=cpus, object_store_memory=200 << 20, **settings)
+        agent = {"dashboard_agent_listen_port": free_port(), "object_store_memory": 200 << 20}
+        for attempt in range(5):
+            try:
+                node = cluster.add_node(num_cpus=cpus, **agent, **settings)
+                break
+            except Exception:  # noqa: BLE001  # Ray has no class of its own for a node that is slow to start
+                if attempt == 4 or not nodes:
+                    raise
         name = f"node{len(nodes)}"
         nodes[name] = node
         return name

@@ -39,9 +39,9 @@ ELASTIC = (*FIXED, "stages.base.accumulation=3", "engine.workers=[2,4]", "engine
 class Nodes:
     """The cluster of `changing_cluster.py`."""
 
-    def __init__(self, process: subprocess.Popen[str], environment: dict[str, str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], environment: dict[str, str], address: str) -> None:
         self._process = process
-        self.environment = environment | {"RAY_ADDRESS": self._line()}
+        self.environment = environment | {"RAY_ADDRESS": address}
 
     def _line(self) -> str:
         assert self._process.stdout
@@ -60,12 +60,19 @@ def cluster(cpus: int) -> Iterator[Nodes]:
     # A machine that is busy is not one that is gone.
     environment |= {"RAY_health_check_timeout_ms": "60000", "RAY_health_check_failure_threshold": "10"}
     command = [sys.executable, str(Path(__file__).with_name("changing_cluster.py")), str(cpus)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    # Ray gives a node 30 seconds to start, which a busy machine may not have, and no more.
+    for _ in range(5):
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdin and process.stdout
+        if address := process.stdout.readline().strip():
+            break
+        process.wait()
+    else:
+        pytest.fail("the cluster did not start")
     with process:
         try:
-            yield Nodes(process, environment)
+            yield Nodes(process, environment, address)
         finally:
-            assert process.stdin
             process.stdin.close()
 
 

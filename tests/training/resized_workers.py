@@ -27,8 +27,8 @@ from speechgpt.training.starting import add_lora, load
 
 block_file, directory = map(Path, sys.argv[1:3])
 STAGE = StageSection(
-    mixture={"text": 1}, steps=12, block=32, micro_batch=1, accumulation=2, learning_rate=1e-2, log_every=1,
-    checkpoint_every=4, weight_decay=0.1, clip=1.0,
+    mixture={"text": 1}, steps=9, block=32, micro_batch=1, accumulation=2, learning_rate=1e-2, log_every=1,
+    checkpoint_every=3, weight_decay=0.1, clip=1.0,
 )  # fmt: skip
 PATIENCE = 5
 LORA = LoraSection(rank=2, alpha=4, dropout=0.2)
@@ -143,8 +143,8 @@ if __name__ == "__main__":
     engine.import_deepspeed()
     tiny_model(tied=False).save_pretrained(directory / "start")
     trained(2, "fixed", STAGE.steps, cases)
-    trained(2, "resized", 4, cases)
-    trained(1, "resized", 8, cases)
+    trained(2, "resized", 3, cases)
+    trained(1, "resized", 6, cases)
     trained(2, "resized", STAGE.steps, cases)
     waiting, stopped = forked(2, hang)
     began = time.monotonic()
