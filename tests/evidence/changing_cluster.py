@@ -26,7 +26,7 @@ def main() -> None:
             try:
                 node = cluster.add_node(num_cpus=cpus, **agent, **settings)
                 break
-            except Exception:  # noqa: BLE001  # Ray has no class of its own for a node that is slow to start
+            except Exception:  # Ray has no class of its own for a node that is slow to start
                 if attempt == 4 or not nodes:
                     raise
         name = f"node{len(nodes)}"

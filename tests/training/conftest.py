@@ -83,7 +83,7 @@ class Directories:
 def trained(block_file: Path, tmp_path: Path) -> Callable:
     """Train the tiny model in this process; gives the engine and what was reported."""
 
-    def run(root: str = "run", section: EngineSection | None = None, until: int | None = None, **changes):
+    def run(root: str = "run", section: EngineSection | None = None, until: int | None = None, leaving=None, **changes):
         section = section or EngineSection(workers=1, zero_stage=2)
         settings = stage(**changes)
         store = Directories(tmp_path / root)
@@ -101,7 +101,7 @@ def trained(block_file: Path, tmp_path: Path) -> Callable:
                 raise KeyboardInterrupt
 
         with suppress(KeyboardInterrupt):
-            loop.train(started, blocks.Blocks(block_file), settings, report, store, seed=7)
+            loop.train(started, blocks.Blocks(block_file), settings, report, store, 7, leaving)
         return started, store
 
     return run

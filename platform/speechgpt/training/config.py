@@ -65,7 +65,8 @@ class EngineSection(Section):
     """Times that a stage is taken up again after a failed worker; preempted nodes do not count."""
     collective_timeout_seconds: int = Field(1800, ge=1)
     """A rank that keeps the others waiting for longer is taken for hung: the workers fail and start again from the
-    newest checkpoint. Must cover the longest wait there is, the load of a checkpoint."""
+    newest checkpoint. Must cover the longest waits there are: for the first worker to convert a checkpoint for another
+    number of them, and for the model to be written."""
     resize_seconds: float = Field(60, ge=1)
     """How often an elastic stage looks whether it could have another number of workers."""
 
