@@ -23,6 +23,7 @@ from stage_workspace import SETTINGS, prepared
 
 from jobs.stage_checkpoints import _found
 from speechgpt.runtime.workspace import Workspace
+from speechgpt.training import node_local
 
 pytestmark = [pytest.mark.evidence, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(5400)]
 
@@ -112,9 +113,6 @@ class Stage:
             return [(part["step"], part["world"]) for part in parts]
         return []
 
-    def being_written(self) -> bool:
-        return bool(_found(self.workspace, RUN)[1])
-
 
 def workers(stage: Stage) -> list[psutil.Process]:
     """Training workers of that stage's cluster, wherever Ray has hung them in the tree of processes."""
@@ -126,6 +124,11 @@ def workers(stage: Stage) -> list[psutil.Process]:
             if process.name().startswith("ray::RayTrainW") and mine:
                 found.append(process)
     return found
+
+
+def writing(team: list[psutil.Process]) -> psutil.Process | None:
+    """One of them that has not finished to write, or to upload, its part of a checkpoint."""
+    return next((one for one in team if any(node_local.directory().glob(f"checkpoint-{one.pid}-*"))), None)
 
 
 def stage_address(stage: Stage) -> str:
@@ -154,9 +157,8 @@ def test_killed_workers_drivers_and_nodes_change_no_byte(unbroken, tmp_path, rec
         second = nodes.ask("add", 1)
         stage = Stage(workspace, FIXED, nodes.environment, tmp_path / "log")
         stage.wait_until(lambda: stage.whole())
-        stage.wait_until(stage.being_written)
-        victim = stage.wait_until(lambda: workers(stage))[0]
-        victim.kill()
+        team = workers(stage)
+        stage.wait_until(lambda: writing(team)).kill()
         at_worker = stage.whole()[0][0]
 
         stage.wait_until(lambda: stage.whole()[0][0] > at_worker)
