@@ -72,7 +72,7 @@ def render(
 def manifests(target: Target, recipe: Recipe, release: Release, workspace: str, region: str) -> dict[str, str]:
     """{file name: YAML}. Raises ManifestError for resources that no such cluster could give."""
     engine, resources, serving = recipe.engine, recipe.resources, recipe.serving
-    training = TrainingWorkers(engine.most_workers, engine.cpus_per_worker, engine.gpus_per_worker)
+    training = TrainingWorkers(engine.least_workers, engine.cpus_per_worker, engine.gpus_per_worker)
     check_demand(resources, serving, training)
     if target is Target.aws:
         return {"cluster.yaml": _yaml([aws_cluster(release, resources, region)])}
