@@ -176,7 +176,7 @@ def status(file: File, json: JsonOption = False) -> None:
 def check_resources(recipe: Recipe) -> None:
     """Raises ManifestError for resources that no cluster of this recipe could give."""
     engine = recipe.engine
-    training = TrainingWorkers(engine.workers, engine.cpus_per_worker, engine.gpus_per_worker)
+    training = TrainingWorkers(engine.least_workers, engine.cpus_per_worker, engine.gpus_per_worker)
     check_demand(recipe.resources, recipe.serving, training)
 
 

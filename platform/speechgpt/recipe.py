@@ -25,6 +25,7 @@ from speechgpt.speech.config import (
     VoicesSection,
 )
 from speechgpt.training.config import EngineSection, StageName, StageSection, TextToUnitSection
+from speechgpt.training.elastic import misfit
 
 
 class RecipeError(ValueError):
@@ -68,6 +69,13 @@ class Recipe(Section):
                 earlier = sorted(seen)
                 raise ValueError(f"stages.{name}.start_from: {stage.start_from!r} is not an earlier stage {earlier}")
             seen.add(name)
+        return self
+
+    @model_validator(mode="after")
+    def _steps_fall_evenly_on_the_workers(self) -> "Recipe":
+        for name, stage in self.stages.items():
+            if problem := misfit(stage, self.engine):
+                raise ValueError(f"stages.{name}: {problem}")
         return self
 
     def yaml(self) -> str:

@@ -1,11 +1,12 @@
 """Recipe sections of the training room."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from speechgpt.section import Section
 
+Workers = Annotated[int, Field(ge=1)]
 StageName = Literal["base", "adaptation", "crossmodal", "chain"]
 """`base` gives a from-scratch model its text; the other three are the paper's stages 1, 2 and 3."""
 RowKind = Literal["text", "units", "transcribe", "speak", "s2s", "s2t", "t2s", "t2t", "direct"]
@@ -83,7 +84,9 @@ class TextToUnitSection(Section):
 class EngineSection(Section):
     """How the stages run: workers, precision, DeepSpeed ZeRO."""
 
-    workers: int = Field(2, ge=1)
+    workers: Workers | tuple[Workers, Workers] = 2
+    """How many; or `[least, most]`: as many as the cluster has room for, more or fewer as nodes come and go. A step's
+    blocks are those of the most workers, whatever the number that shares them."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     offload: Literal["none", "cpu"] = "none"
@@ -91,6 +94,29 @@ class EngineSection(Section):
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
     max_failures: int = 3
+    """Times that a stage is taken up again after a failed worker; preempted nodes do not count."""
+    collective_timeout_seconds: int = Field(1800, ge=1)
+    """A rank that keeps the others waiting for longer is taken for hung: the workers fail and start again from the
+    newest checkpoint. Must cover the longest waits there are: for the first worker to convert a checkpoint for another
+    number of them, and for the model to be written."""
+    resize_seconds: float = Field(60, ge=1)
+    """How often an elastic stage looks whether it could have another number of workers."""
+
+    @property
+    def least_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @model_validator(mode="after")
+    def _range_is_one(self) -> "EngineSection":
+        if self.least_workers > self.most_workers:
+            raise ValueError(
+                f"engine.workers: [{self.least_workers}, {self.most_workers}] is [least, most]; the least comes first"
+            )
+        return self
 
     @model_validator(mode="after")
     def _precision_fits(self) -> "EngineSection":

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,13 +82,14 @@ def join(engine: EngineSection) -> None:
     WORLD_SIZE, MASTER_ADDR…) describes, else one of its own alone."""
     deepspeed = import_deepspeed()
     gpu = engine.gpus_per_worker > 0
+    patience = timedelta(seconds=engine.collective_timeout_seconds)
     if not distributed.is_initialized() and "WORLD_SIZE" not in os.environ:
         os.environ.setdefault("LOCAL_RANK", "0")
         distributed.init_process_group("nccl" if gpu else "gloo", store=distributed.HashStore(), rank=0, world_size=1)
     if not gpu:
         # Only DeepSpeed's inference uses this operator, and compiling it takes most of a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
+    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", timeout=patience, verbose=False)
 
 
 def under_zero(
@@ -104,7 +106,16 @@ def under_zero(
     started, *_ = import_deepspeed().initialize(
         model=model, optimizer=optimizer, model_parameters=trainable, config=configuration
     )
+    _lose_patience_after(timedelta(seconds=engine.collective_timeout_seconds))
     return started
+
+
+def _lose_patience_after(patience: timedelta) -> None:
+    """Let collectives of every process group fail after so long; DeepSpeed makes groups of its own, with torch's 10 or
+    30 minutes."""
+    for group in distributed.distributed_c10d._world.pg_map:
+        if group.size() > 1:
+            distributed.distributed_c10d._set_pg_timeout(patience, group)
 
 
 def set_rate(engine: "DeepSpeedEngine", rate: float) -> None:
