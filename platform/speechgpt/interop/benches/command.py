@@ -29,7 +29,7 @@ def encode(clips: Clips = 200, threads: Threads = 1, seed: Seed = 0, json: Json 
     """Speech to units: HuBERT Base and 1000 centroids, against fairseq's own path."""
     from speechgpt.interop.benches.encode import run
 
-    _show(run, clips, threads, seed, json)
+    show(run, clips, threads, seed, json)
 
 
 @app.command()
@@ -37,14 +37,17 @@ def vocoder(clips: Clips = 200, threads: Threads = 1, seed: Seed = 0, json: Json
     """Units to speech: the published CodeHiFiGAN, whole and streamed, against fairseq's own path."""
     from speechgpt.interop.benches.vocoder import run
 
-    _show(run, clips, threads, seed, json)
+    show(run, clips, threads, seed, json)
 
 
-def _show(run: Callable[..., dict[str, Any]], clips: int, threads: int, seed: int, json: bool) -> None:
+def show(
+    run: Callable[..., dict[str, Any]], amount: int, threads: int, seed: int, json: bool, unit: str = "clips"
+) -> None:
+    """Run a benchmark over `amount` of `unit` and print what it gives; exit code 1 where it cannot be run."""
     progress = Progress(silent=json)
     try:
-        with tempfile.TemporaryDirectory() as folder, progress.count("measuring", clips, "clips") as counter:
-            result = run(clips, threads, seed, Path(folder), counter.advance)
+        with tempfile.TemporaryDirectory() as folder, progress.count("measuring", amount, unit) as counter:
+            result = run(amount, threads, seed, Path(folder), counter.advance)
     except BenchError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
