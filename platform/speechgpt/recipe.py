@@ -73,7 +73,7 @@ class Recipe(Section):
         for name, stage in self.stages.items():
             if stage.lora and stage.lora.base == "int8" and self.engine.zero_stage == 3:
                 raise ValueError(
-                    f"stages.{name}.lora.base: int8 weights cannot be sharded; set engine.zero_stage to 2 or base to full"
+                    f"stages.{name}.lora.base: int8 weights cannot be sharded; engine.zero_stage 2, or base full"
                 )
         return self
 

@@ -28,7 +28,9 @@ from speechgpt.benches.turns import Turns
 from speechgpt.language.scratch import train_tokenizer
 
 
-class _Rows(Dataset):
+class Rows(Dataset):
+    """The rows that `bench train` drew, prefix masked, as the scripts' datasets give them."""
+
     def __init__(self, file: Path) -> None:
         stored = np.load(file)
         self._ids, self._weights = stored["ids"], stored["weights"]
@@ -97,7 +99,7 @@ def main(folder: Path) -> None:
     Trainer(
         model=model,
         args=arguments,
-        train_dataset=_Rows(folder / "rows.npz"),
+        train_dataset=Rows(folder / "rows.npz"),
         data_collator=collator,
         callbacks=[_InTurns(turns, collator, stage["log_every"], world)],
     ).train()
