@@ -27,7 +27,7 @@ from speechgpt.training import blocks, packing
 WORKER = Path(__file__).with_name("parity_workers.py")
 BLOCK, STEPS, BLOCKS_A_STEP = 32, 30, 4
 UNITS = (44, 20)
-RATE, WARM_UP, CLIP, DECAY, BETAS = 4e-3, 3, 0.4, 0.1, (0.9, 0.98)
+RATE, WARM_UP, CLIP, DECAY, BETAS = 4e-3, 3, 1.5, 0.1, (0.9, 0.98)
 PROBE = [3, 9, 50, 60, 7, 41, 12, 63]
 SHAPE = dict(
     vocab_size=64,
@@ -54,9 +54,12 @@ STAGE = dict(
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
 
 
-def run(model: str, zero_stage: int, checkpointing: bool = False, **stage) -> dict:
-    engine = {"workers": 2, "zero_stage": zero_stage, "gradient_checkpointing": checkpointing}
-    return {"model": model, "engine": engine, "stage": STAGE | stage}
+def run(model: str, zero_stage: int, engine: dict[str, object] | None = None, **stage) -> dict:
+    return {
+        "model": model,
+        "engine": {"workers": 2, "zero_stage": zero_stage, **(engine or {})},
+        "stage": STAGE | stage,
+    }
 
 
 RUNS = {
@@ -64,8 +67,11 @@ RUNS = {
     "llama-1": run("llama", 1),
     "llama-2": run("llama", 2),
     "llama-3": run("llama", 3),
-    "qwen2-2": run("qwen2", 2, checkpointing=True),
-    "smollm2-3": run("smollm2", 3, checkpointing=True),
+    "llama-2-offload": run("llama", 2, {"offload": "cpu"}),
+    "llama-3-offload": run("llama", 3, {"offload": "cpu"}),
+    "qwen2-2": run("qwen2", 2, {"gradient_checkpointing": True}),
+    "smollm2-3": run("smollm2", 3, {"gradient_checkpointing": True}),
+    "bf16-2": run("llama", 2, {"precision": "bf16"}),
     "lora-2": run("llama", 2, lora=LORA, steps=6),
     "lora-3": run("llama", 3, lora=LORA, steps=6),
 }
@@ -80,12 +86,19 @@ def fresh(name: str) -> PreTrainedModel:
 
 
 def drawn_blocks() -> list[packing.Block]:
-    """Rows of many lengths, a different number of targets in each block, some of half the weight."""
+    """Rows of many lengths, a different number of targets in each block, some of half the weight.
+
+    Some tokens are more frequent than others, so that there is something to learn.
+    """
     rng = np.random.default_rng(0)
+    often = 1 / np.arange(1, 62)
     packed = []
     for _ in range(STEPS * BLOCKS_A_STEP):
         lengths = rng.integers(4, 11, rng.integers(1, 4))
-        rows = [(rng.integers(3, 64, n), rng.choice([0.0, 0.5, 1.0], n).astype(np.float32)) for n in lengths]
+        rows = [
+            (3 + rng.choice(61, n, p=often / often.sum()), rng.choice([0.0, 0.5, 1.0], n).astype(np.float32))
+            for n in lengths
+        ]
         packed.append(packing.pack(rows, BLOCK, pad_id=0))
     return packed
 
@@ -119,7 +132,7 @@ def plain_training(model: PreTrainedModel, packed: list[packing.Block]) -> tuple
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)))
         optimizer.step()
         schedule.step()
-        losses.append(float(entropy[weights > 0].mean()))
+        losses.append(float(entropy.detach()[weights > 0].mean()))
     return losses, norms
 
 
@@ -170,12 +183,18 @@ def told(outcome: dict, label: str) -> torch.Tensor:
 def test_losses_are_those_of_one_plain_process_step_by_step(outcome, name):
     losses, norms = plain_training(fresh(name), drawn_blocks())
     labels = [label for label in RUNS if label.startswith(name)]
-    assert labels and losses[-1] < losses[0] - 0.02
+    assert labels and losses[-1] < losses[0] - 0.2
     # Clipping must bite in some steps and spare others for the equality to say anything about it.
     assert min(norms) < CLIP < max(norms), norms
     for label in labels:
         assert len(outcome[label]["losses"]) == STEPS
         assert outcome[label]["losses"] == pytest.approx(losses, abs=1e-5), label
+
+
+@pytest.mark.slow
+def test_bfloat16_stays_near(outcome):
+    assert outcome["bf16-2"]["losses"] == pytest.approx(outcome["llama-2"]["losses"], abs=0.05)
+    assert outcome["bf16-2"]["losses"] != pytest.approx(outcome["llama-2"]["losses"], abs=1e-5), "it is not float32"
 
 
 @pytest.mark.slow

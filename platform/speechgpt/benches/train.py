@@ -1,8 +1,9 @@
 """`bench train`: real tokens a second of our loop, of the bare engine, and of the Trainer on padded rows."""
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from itertools import count as counting
 from pathlib import Path
@@ -17,7 +18,7 @@ from speechgpt.interop.benches.encode import machine
 from speechgpt.interop.benches.timing import Taken, operations, peak
 
 TEXT, UNITS = 856, 1000
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": TEXT + UNITS,
     "hidden_size": 320,
     "intermediate_size": 864,
@@ -45,10 +46,19 @@ def run(
     settings: Settings, _: int, threads: int, seed: int, folder: Path, advance: Callable[[int], None]
 ) -> dict[str, Any]:
     """The result as `bench` prints it. folder: an empty directory for what all sides read."""
+    # DeepSpeed, which transformers imports, tells standard output what it found; that is the result's.
+    with redirect_stdout(sys.stderr):
+        return _measure(settings, threads, seed, folder, advance)
+
+
+def _measure(
+    settings: Settings, threads: int, seed: int, folder: Path, advance: Callable[[int], None]
+) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(threads)
     rows, micro, fill = prepare(settings, seed, folder)
+    parameters, work = size_and_work(folder, rows.block)
     taken, tokens, places = {side: Taken() for side in SIDES}, dict.fromkeys(SIDES, 0), 0
     losses: dict[str, list[float]] = {side: [] for side in SIDES[:2]}
     with ExitStack() as opened:
@@ -74,7 +84,6 @@ def run(
         raise BenchError(f"the same first steps have losses {losses}, so the speeds of the two engines do not compare")
     speed = {side: tokens[side] / taken[side].processor for side in SIDES}
     wall = {side: tokens[side] / taken[side].wall for side in SIDES}
-    work = operations_a_token(folder, rows.block)
     floor = work / peak(torch.float32)
     return {
         "figure": round(speed["our_loop"], 1),
@@ -87,7 +96,7 @@ def run(
             "zero_stage": settings.zero_stage,
             "rows": f"{settings.rows}: {len(rows.rows)}, {mean_length(rows):.0f} tokens on average, {rows.cut} cut at "
             f"{rows.block}",
-            "model": f"LLaMA of {parameters(folder)} parameters, random weights",
+            "model": f"LLaMA of {parameters} parameters, random weights",
             "baseline": f"bare DeepSpeed on the same blocks ({micro} of {rows.block} tokens a micro-batch)",
             "clock": f"processor time, the sides in turn, {settings.rounds} turns of {settings.steps} steps each",
             "wall_ratio": round(wall["our_loop"] / wall["bare_deepspeed"], 3),
@@ -171,19 +180,12 @@ def mean_length(rows: Rows) -> float:
     return float(np.mean([len(ids) for ids, _ in rows.rows]))
 
 
-def operations_a_token(folder: Path, block: int) -> float:
-    """Floating-point operations of forward and backward pass, a token, were every block full and every token learnt."""
+def size_and_work(folder: Path, block: int) -> tuple[int, float]:
+    """Parameters, and floating-point operations a token of both passes, were every block full and every token learnt."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     ids = torch.ones(1, block, dtype=torch.long)
-    return operations(lambda: model(input_ids=ids, labels=ids, use_cache=False).loss.backward()) / block
-
-
-def parameters(folder: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(folder / "model" / "model.safetensors", "pt") as stored:
-        shapes: list[Sequence[int]] = [stored.get_slice(name).get_shape() for name in stored]
-    return int(sum(np.prod(shape) for shape in shapes))
+    work = operations(lambda: model(input_ids=ids, labels=ids, use_cache=False).loss.backward())
+    return model.num_parameters(), work / block
