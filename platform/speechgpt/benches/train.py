@@ -181,7 +181,7 @@ def mean_length(rows: Rows) -> float:
 
 
 def size_and_work(folder: Path, block: int) -> tuple[int, float]:
-    """Parameters, and floating-point operations a token of both passes, were every block full and every token learnt."""
+    """Parameters, and operations a token of both passes, were every block full and every token learnt."""
     import torch
     from transformers import AutoModelForCausalLM
 
