@@ -290,7 +290,8 @@ def _train(config: dict[str, Any]) -> None:
     with workspace.fetch(config["start"]) as start:
         vocabulary, prompts = starting.interface(start)
         with zero.partitioned_loading(settings):
-            model: Any = starting.load(start, section.gradient_checkpointing)
+            int8 = stage.lora is not None and stage.lora.base == "int8"
+            model: Any = starting.load(start, section.gradient_checkpointing, int8)
         if stage.lora:
             model = starting.add_lora(model, stage.lora, stage.start_from, recipe.seed)
     objective = Objective(model, vocabulary.first_unit, vocabulary.unit_count)

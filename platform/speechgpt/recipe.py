@@ -78,6 +78,15 @@ class Recipe(Section):
                 raise ValueError(f"stages.{name}: {problem}")
         return self
 
+    @model_validator(mode="after")
+    def _int8_bases_stay_whole(self) -> "Recipe":
+        for name, stage in self.stages.items():
+            if stage.lora and stage.lora.base == "int8" and self.engine.zero_stage == 3:
+                raise ValueError(
+                    f"stages.{name}.lora.base: int8 weights cannot be sharded; engine.zero_stage 2, or base full"
+                )
+        return self
+
     def yaml(self) -> str:
         """The resolved recipe, as it is saved beside what it made."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -17,6 +17,8 @@ class LoraSection(Section):
     alpha: int = Field(16, ge=1)
     dropout: float = Field(0.05, ge=0, lt=1)
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    base: Literal["full", "int8"] = "full"
+    """`int8`: the frozen base in eight bits a weight, as in the authors' stage 3 (by bitsandbytes; ZeRO 0 to 2)."""
 
 
 class StageSection(Section):
@@ -89,7 +91,10 @@ class EngineSection(Section):
     blocks are those of the most workers, whatever the number that shares them."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    offload: Literal["none", "cpu"] = "none"
+    offload: Literal["none", "cpu", "nvme"] = "none"
+    """Where the optimiser's state lies, and under ZeRO-3 the weights, while no layer needs them."""
+    nvme_path: str = ""
+    """For `offload: nvme` (ZeRO-3): a directory on each node's local disk."""
     gradient_checkpointing: bool = False
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
@@ -122,4 +127,18 @@ class EngineSection(Section):
     def _precision_fits(self) -> "EngineSection":
         if self.precision == "fp16" and not self.gpus_per_worker:
             raise ValueError("engine.precision: fp16 needs GPUs (engine.gpus_per_worker > 0); on CPUs use fp32 or bf16")
+        return self
+
+    @model_validator(mode="after")
+    def _offload_fits(self) -> "EngineSection":
+        if self.offload != "none" and self.zero_stage == 0:
+            raise ValueError(
+                f"engine.offload: {self.offload} needs engine.zero_stage 1, 2 or 3; nothing is sharded at 0"
+            )
+        if self.offload == "nvme" and self.zero_stage != 3:
+            raise ValueError("engine.offload: nvme needs engine.zero_stage 3; below it DeepSpeed offloads to cpu only")
+        if (self.offload == "nvme") != bool(self.nvme_path):
+            raise ValueError(
+                "engine.nvme_path: offload nvme needs a directory on each node's disk, no other offload does"
+            )
         return self

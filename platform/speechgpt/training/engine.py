@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed, nn
 
+from speechgpt.training import abilities
 from speechgpt.training.config import EngineSection, StageSection
 
 if TYPE_CHECKING:
@@ -25,10 +26,13 @@ def configuration(engine: EngineSection, stage: StageSection, workers: int) -> d
     zero: dict[str, Any] = {"stage": engine.zero_stage, "overlap_comm": engine.gpus_per_worker > 0}
     if engine.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
-    if engine.offload == "cpu":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": engine.gpus_per_worker > 0}
+    if engine.offload != "none":
+        place: dict[str, Any] = {"device": engine.offload, "pin_memory": engine.gpus_per_worker > 0}
+        if engine.offload == "nvme":
+            place["nvme_path"] = engine.nvme_path
+        zero["offload_optimizer"] = place
         if engine.zero_stage == 3:
-            zero["offload_param"] = {"device": "cpu", "pin_memory": engine.gpus_per_worker > 0}
+            zero["offload_param"] = place
     return {
         "train_micro_batch_size_per_gpu": stage.micro_batch,
         "gradient_accumulation_steps": stage.accumulation,
@@ -79,8 +83,13 @@ def import_deepspeed() -> Any:
 
 def join(engine: EngineSection) -> None:
     """Put this process into DeepSpeed's process group: the one that exists or that a launcher's environment (RANK,
-    WORLD_SIZE, MASTER_ADDR…) describes, else one of its own alone."""
+    WORLD_SIZE, MASTER_ADDR…) describes, else one of its own alone.
+
+    Raises AbilityError where this machine lacks what the section asks of it.
+    """
     deepspeed = import_deepspeed()
+    if engine.offload == "nvme":
+        abilities.require_asynchronous_io()
     gpu = engine.gpus_per_worker > 0
     patience = timedelta(seconds=engine.collective_timeout_seconds)
     if not distributed.is_initialized() and "WORLD_SIZE" not in os.environ:

@@ -32,7 +32,7 @@ def encode(clips: Clips = 200, threads: Threads = 1, seed: Seed = 0, json: Json 
     """Speech to units: HuBERT Base and 1000 centroids, against fairseq's own path."""
     from speechgpt.interop.benches.encode import run
 
-    _show(run, clips, threads, seed, json)
+    show(run, clips, threads, seed, json)
 
 
 @app.command()
@@ -40,7 +40,7 @@ def vocoder(clips: Clips = 200, threads: Threads = 1, seed: Seed = 0, json: Json
     """Units to speech: the published CodeHiFiGAN, whole and streamed, against fairseq's own path."""
     from speechgpt.interop.benches.vocoder import run
 
-    _show(run, clips, threads, seed, json)
+    show(run, clips, threads, seed, json)
 
 
 @app.command()
@@ -48,16 +48,19 @@ def tokenize(clips: Clips = 40, threads: Threads = 1, seed: Seed = 0, json: Json
     """Sound files to units by the job `tokenize`, against fairseq's and transformers' own loops."""
     # Jobs stand above this room, so that this one is found by its name.
     [entry] = entry_points(group="speechgpt.benches", name="tokenize")
-    _show(entry.load(), clips, threads, seed, json)
+    show(entry.load(), clips, threads, seed, json)
 
 
-def _show(run: Callable[..., dict[str, Any]], clips: int, threads: int, seed: int, json: bool) -> None:
+def show(
+    run: Callable[..., dict[str, Any]], amount: int, threads: int, seed: int, json: bool, unit: str = "clips"
+) -> None:
+    """Run a benchmark over `amount` of `unit` and print what it gives; exit code 1 where it cannot be run."""
     progress = Progress(silent=json)
     try:
         # DeepSpeed, which transformers imports, and Ray's workers say things on standard output.
         apart = redirect_stdout(sys.stderr) if json else nullcontext()
-        with apart, tempfile.TemporaryDirectory() as folder, progress.count("measuring", clips, "clips") as counter:
-            result = run(clips, threads, seed, Path(folder), counter.advance)
+        with apart, tempfile.TemporaryDirectory() as folder, progress.count("measuring", amount, unit) as counter:
+            result = run(amount, threads, seed, Path(folder), counter.advance)
     except BenchError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
