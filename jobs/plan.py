@@ -122,13 +122,11 @@ def base_config(recipe: Recipe) -> "tuple[PretrainedConfig, bool]":
         return LlamaConfig(**architecture), False
 
 
-def as_json(
-    recipe: Recipe, plans: "list[StagePlan]", table: "HardwareSection", machines: "Machines"
-) -> dict[str, Any]:
+def as_json(recipe: Recipe, plans: "list[StagePlan]", table: "HardwareSection", machines: "Machines") -> dict[str, Any]:
     """The whole plan; sizes in bytes."""
     return {
         "recipe": recipe.name,
-        "machines": {"count": machines.count, "kind": machines.name, "usable_bytes": machines.usable_bytes(table)},
+        "machines": {"count": machines.number, "kind": machines.name, "usable_bytes": machines.usable_bytes(table)},
         "assumed": {"mfu": table.mfu, "prices": table.prices.model_dump(), "per_hour": machines.kind.per_hour},
         "fits": all(plan.fits for plan in plans),
         "stages": [_stage(plan) for plan in plans],
@@ -186,7 +184,7 @@ def show(recipe: Recipe, plans: "list[StagePlan]", table: "HardwareSection", mac
     console = Console(highlight=False)
     usable = machines.usable_bytes(table)
     console.print(
-        f"{recipe.name} on {machines.count} × {machines.name}: {_gib(usable)} GiB each for tensors; assumed: MFU "
+        f"{recipe.name} on {machines.number} × {machines.name}: {_gib(usable)} GiB each for tensors; assumed: MFU "
         f"{table.mfu:g}; {machines.kind.per_hour:g} {table.prices.currency} an hour and {machines.name} "
         f"({table.prices.source}, {table.prices.as_of})",
         soft_wrap=True,

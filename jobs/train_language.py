@@ -32,7 +32,8 @@ def run(context: Context) -> dict[str, Any]:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from jobs import ray_data
+    from jobs import ray_data, stage_validation
+    from jobs.spoken_samples import SpokenSamples
     from jobs.training_curves import training_curves
     from jobs.training_storage import forget_broken_run
     from speechgpt.training.engine import multiplies_bf16
@@ -46,7 +47,8 @@ def run(context: Context) -> dict[str, Any]:
     forget_broken_run(workspace, f"checkpoints/{name}/run", context.progress.say)
     if engine.precision == "bf16" and not engine.gpus_per_worker and not multiplies_bf16():
         context.progress.say("engine.precision: this CPU has no bfloat16 instructions; fp32 is many times faster on it")
-    with training_curves(context, name, stage.steps) as curves:
+    held_out = stage_validation.held_out(context, name, start)
+    with training_curves(context, name, stage.steps, SpokenSamples(context).log) as curves:
         result = TorchTrainer(
             _train,
             train_loop_config={
@@ -56,6 +58,7 @@ def run(context: Context) -> dict[str, Any]:
                 "start": start,
                 "blocks": digest,
                 "curves": curves,
+                "held_out": held_out,
             },
             torch_config=TorchConfig(backend="nccl" if engine.gpus_per_worker else "gloo"),
             scaling_config=ray.train.ScalingConfig(
@@ -77,7 +80,9 @@ def run(context: Context) -> dict[str, Any]:
             dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         ).fit()
     assert result.metrics is not None
-    return {"figures": {**figures, **result.metrics}, "outputs": [f"models/{name}"]}
+    figures |= result.metrics | stage_validation.summary(workspace, name)
+    figures["model_version"] = stage_validation.register(context, name)
+    return {"figures": figures, "outputs": [f"models/{name}"]}
 
 
 def _stage_name(context: Context) -> StageName:
@@ -144,13 +149,14 @@ def _blocks(context: Context, start: str) -> tuple["ray.data.Dataset", str, dict
     import ray
     import ray.data
 
+    from jobs import held_out
     from speechgpt.training import mixture, packing
 
     name, recipe, workspace = _stage_name(context), context.recipe, context.workspace
     stage = recipe.stages[name]
-    rows = workspace.read_table(_ROWS)
+    rows, _ = held_out.divided(workspace.read_table(_ROWS), stage)
     kinds = [kind for kind, weight in stage.mixture.items() if weight > 0]
-    rows = rows.filter(pc.and_(pc.equal(rows["split"], "train"), pc.is_in(rows["kind"], pa.array(kinds)))).sort_by("id")
+    rows = rows.filter(pc.is_in(rows["kind"], pa.array(kinds))).sort_by("id")
     tasks = [rows.slice(first, _ROWS_PER_TASK) for first in range(0, max(len(rows), 1), _ROWS_PER_TASK)]
     tokenise: Callable[..., pa.Table] = _tokenise
     arguments = {"workspace": workspace, "start": start, "loss_on": stage.loss_on, "unit_weight": stage.unit_weight}
@@ -253,6 +259,7 @@ def _train(config: dict[str, Any]) -> None:
     import torch
     from torch import distributed
 
+    from jobs.stage_validation import StageWatch
     from speechgpt.training import engine as zero
     from speechgpt.training import starting
     from speechgpt.training.blocks import Blocks
@@ -285,7 +292,11 @@ def _train(config: dict[str, Any]) -> None:
         "trainable_parameters": zero.parameter_count(model, trainable=True),
     }
 
+    blocks = Blocks(path)
+    watch = StageWatch(config, engine, blocks, vocabulary, prompts)
+
     def report(figures: dict[str, float], directory: Path | None) -> None:
+        figures = watch.gauges.read(figures)
         last.update(figures)
         if directory is not None:
             ray.train.report(dict(last), checkpoint=ray.train.Checkpoint.from_directory(directory))
@@ -293,13 +304,14 @@ def _train(config: dict[str, Any]) -> None:
             # Straight to the driver: ray.train.report waits for every worker and for the controller's next look.
             config["curves"].send(figures)
 
-    train(engine, Blocks(path), stage, report, _Reported())
+    train(engine, blocks, stage, report, _Reported(), watch.validation)
     with ExitStack() as opened:
         directory = opened.enter_context(workspace.stage(f"models/{config['stage']}")) if rank == 0 else None
-        export(engine, directory)
-        if directory is not None and not stage.lora:
-            vocabulary.save(directory)
-            prompts.save(directory)
+        if not watch.take_best(directory):
+            export(engine, directory)
+            if directory is not None and not stage.lora:
+                vocabulary.save(directory)
+                prompts.save(directory)
     distributed.barrier()
     if where.get_local_rank() == 0:
         path.unlink()

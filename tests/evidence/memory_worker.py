@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import distributed
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from speechgpt.training import blocks, engine, loop, packing, starting
 from speechgpt.training.config import EngineSection, StageSection
@@ -61,6 +60,8 @@ print(rank, "engine", (kilobytes("VmRSS") - before) // 1024, (kilobytes("VmHWM")
 store = _Nothing()
 loop.train(started, blocks.Blocks(file), stage, store.report, store)
 print(rank, "trained", (kilobytes("VmRSS") - before) // 1024, (kilobytes("VmHWM") - before) // 1024, file=sys.stderr)
+for kind in ("RssAnon", "RssFile"):
+    print(rank, kind, kilobytes(kind) // 1024, file=sys.stderr)
 if rank == 0:
     peak = (kilobytes("VmHWM") - before) * 1024
     print(json.dumps({"peak": peak, "parameters": engine.parameter_count(model)}))

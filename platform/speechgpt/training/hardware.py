@@ -55,14 +55,14 @@ class HardwareSection(Section):
 class Machines(NamedTuple):
     """So many of one kind."""
 
-    count: int
+    number: int
     name: str
     kind: KindSection
     gpu: bool
 
     @property
     def nodes(self) -> int:
-        return -(-self.count // self.kind.per_node)
+        return -(-self.number // self.kind.per_node)
 
     def usable_bytes(self, table: HardwareSection) -> int:
         """Memory that a worker's tensors may take."""

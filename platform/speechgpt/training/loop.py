@@ -15,6 +15,7 @@ from speechgpt.training.config import StageSection
 from speechgpt.training.engine import set_rate
 from speechgpt.training.objective import Losses
 from speechgpt.training.schedule import rate_at
+from speechgpt.training.validation import Validation
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -24,9 +25,15 @@ Report = Callable[[dict[str, float], Path | None], None]
 
 
 def train(
-    engine: "DeepSpeedEngine", blocks: Blocks, stage: StageSection, report: Report, store: checkpoints.CheckpointStore
-) -> None:
-    """Train to the stage's last step, from the newest whole checkpoint in `store`.
+    engine: "DeepSpeedEngine",
+    blocks: Blocks,
+    stage: StageSection,
+    report: Report,
+    store: checkpoints.CheckpointStore,
+    validation: Validation | None = None,
+) -> int:
+    """Train to the stage's last step, from the newest whole checkpoint in `store`; give the number of steps done, which
+    is less than the stage's if `validation` stopped it.
 
     The module under `engine` is an Objective. Step s reads the blocks s·B to (s+1)·B - 1, B being the stage's blocks a
     step over all ranks, so that the position in the data is the step itself. A step's loss is the mean over the targets
@@ -37,6 +44,10 @@ def train(
     if len(blocks) < stage.steps * per_step:
         raise ValueError(f"{stage.steps} steps of {per_step} blocks need {stage.steps * per_step}, not {len(blocks)}")
     done = checkpoints.restore(engine, store)
+    if validation is not None:
+        validation.begin(engine, done, lambda figures: report(figures, None))
+        if done and validation.stopped:
+            return done
     curve = _Curve(engine.device)
     engine.train()
     for step in range(done, stage.steps):
@@ -55,11 +66,15 @@ def train(
         finished = step + 1
         if finished % stage.log_every == 0 or finished == stage.steps:
             report({"step": finished, "learning_rate": rate, **curve.take()}, None)
-        if finished % stage.checkpoint_every == 0 or finished == stage.steps:
+        enough = validation is not None and validation.after(engine, finished, lambda figures: report(figures, None))
+        if finished % stage.checkpoint_every == 0 or finished == stage.steps or enough:
             with TemporaryDirectory(prefix="checkpoint-") as directory:
                 checkpoints.save(engine, Path(directory), finished)
                 report({"step": finished}, Path(directory))
             curve.restart_clock()
+        if enough:
+            return finished
+    return stage.steps
 
 
 def _share(of_step: range, turn: int, size: int) -> Sequence[int]:
@@ -87,7 +102,11 @@ class _Curve:
         """Nats per text and per unit target (left out when there were none) and tokens a second over all ranks."""
         distributed.all_reduce(self._sums)
         text, text_tokens, units, unit_tokens = self._sums.tolist()
-        figures = {"tokens_per_second": self._tokens / (time.perf_counter() - self._since)}
+        seconds = time.perf_counter() - self._since
+        figures = {
+            "tokens_per_second": self._tokens / seconds,
+            "targets_per_second": (text_tokens + unit_tokens) / seconds,
+        }
         if text_tokens:
             figures["loss_text"] = text / text_tokens
         if unit_tokens:

@@ -112,10 +112,11 @@ def footprint(shape: Shape, kept: Kept, engine: EngineSection, stage: StageSecti
 def _buffers(shape: Shape, engine: EngineSection) -> int:
     size, gpu = dtype(engine).itemsize, engine.gpus_per_worker > 0
     if not gpu or engine.zero_stage == 0:
-        # Of a host's bucket only what is touched is there; without ZeRO gradients are copied into buckets of their size.
-        return size * min(BUCKET, shape.trainable)
-    # Whole, and twice: one is filled while the other is sent.
-    return size * BUCKET * 2
+        # Of a host's bucket only what is touched is there. ZeRO fills one and reduces a flat copy; without it there is
+        # but the copy.
+        return size * min(BUCKET, shape.trainable) * (2 if engine.zero_stage else 1)
+    # Whole, and twice: one is filled while the other is sent, of which a flat copy is made.
+    return size * BUCKET * 3
 
 
 def _gathered(shape: Shape, engine: EngineSection) -> int:

@@ -1,4 +1,4 @@
-"""What a stage takes on given machines: memory, tokens, hours, money, storage; and what to change where it cannot fit."""
+"""What a stage takes on given machines: memory, tokens, hours, money, storage; what to change where it cannot fit."""
 
 import itertools
 from collections.abc import Iterator
@@ -79,10 +79,10 @@ def plan(
     """The stage as its recipe has it, on these machines: the global batch stays, accumulation follows their number."""
     setting = on_machines(engine, stage, machines)
     shape = sizes.shape(stage.lora)
-    tokens = stage.steps * stage.block * setting.stage.micro_batch * setting.stage.accumulation * machines.count
+    tokens = stage.steps * stage.block * setting.stage.micro_batch * setting.stage.accumulation * machines.number
     footprint = _footprint(sizes, setting)
     why_not = problem(sizes, setting, table)
-    speed = machines.count * machines.kind.tflops * 1e12 * table.mfu
+    speed = machines.number * machines.kind.tflops * 1e12 * table.mfu
     if engine.gradient_checkpointing:
         speed *= table.checkpointing_speed
     hours = shape.products.flops(tokens, tokens) / speed / 3600
@@ -100,7 +100,7 @@ def plan(
         deepspeed=dict(_estimates(shape, setting)),
         tokens=tokens,
         hours=hours,
-        cost=hours * machines.count * machines.kind.per_hour,
+        cost=hours * machines.number * machines.kind.per_hour,
         checkpoint_bytes=checkpoint,
         kept_bytes=checkpoint * stage.keep,
         model_bytes=memory.model_bytes(shape, setting.engine, stage),
@@ -110,11 +110,9 @@ def plan(
 def on_machines(engine: EngineSection, stage: StageSection, machines: Machines) -> Setting:
     """One worker a GPU (or core); accumulation so that a step has as many blocks as the recipe's, or the next more."""
     blocks = stage.micro_batch * stage.accumulation * engine.workers
-    accumulation = max(1, -(-blocks // (stage.micro_batch * machines.count)))
-    workers = {"workers": machines.count, "gpus_per_worker": float(machines.gpu)}
-    return Setting(
-        engine.model_copy(update=workers), stage.model_copy(update={"accumulation": accumulation}), machines
-    )
+    accumulation = max(1, -(-blocks // (stage.micro_batch * machines.number)))
+    workers = {"workers": machines.number, "gpus_per_worker": float(machines.gpu)}
+    return Setting(engine.model_copy(update=workers), stage.model_copy(update={"accumulation": accumulation}), machines)
 
 
 def problem(sizes: Sizes, setting: Setting, table: HardwareSection) -> str:
@@ -133,10 +131,10 @@ def problem(sizes: Sizes, setting: Setting, table: HardwareSection) -> str:
 
 def remedy(sizes: Sizes, setting: Setting, table: HardwareSection) -> str:
     """The fewest changes with which it fits, more machines last; empty if even `_MOST_MACHINES` do not help."""
-    count = setting.machines.count
+    count = setting.machines.number
     while count <= _MOST_MACHINES:
-        more = on_machines(setting.engine, setting.stage, setting.machines._replace(count=count))
-        words = [] if count == setting.machines.count else [f"{count} × {setting.machines.name}"]
+        more = on_machines(setting.engine, setting.stage, setting.machines._replace(number=count))
+        words = [] if count == setting.machines.number else [f"{count} × {setting.machines.name}"]
         for changes, changed in _changes(more):
             if not problem(sizes, changed, table):
                 return " and ".join([*changes, *words])
@@ -195,14 +193,14 @@ def _ways(setting: Setting) -> Iterator[tuple[str, Setting]]:
 def _footprint(sizes: Sizes, setting: Setting) -> Footprint:
     engine, stage, machines = setting
     kept_bytes = sizes.kept(stage.lora, engine, stage.micro_batch, stage.block)
-    return memory.footprint(sizes.shape(stage.lora), kept_bytes, engine, stage, machines.count)
+    return memory.footprint(sizes.shape(stage.lora), kept_bytes, engine, stage, machines.number)
 
 
 def _host(shape: Shape, setting: Setting) -> int:
     """Bytes of a node's host: what is offloaded, or, before that, the float32 weights that each worker reads."""
-    on_node = min(setting.machines.count, setting.machines.kind.per_node)
+    on_node = min(setting.machines.number, setting.machines.kind.per_node)
     read = 4 * shape.parameters if setting.engine.zero_stage < 3 else 0
-    return on_node * max(memory.states(shape, setting.engine, setting.machines.count).host, read)
+    return on_node * max(memory.states(shape, setting.engine, setting.machines.number).host, read)
 
 
 def _estimates(shape: Shape, setting: Setting) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -210,7 +208,7 @@ def _estimates(shape: Shape, setting: Setting) -> Iterator[tuple[str, tuple[int,
     for zero in (2, 3):
         engine = setting.engine.model_copy(update={"zero_stage": zero})
         try:
-            on_node = min(machines.count, machines.kind.per_node)
+            on_node = min(machines.number, machines.kind.per_node)
             yield f"zero-{zero}", memory.deepspeed_states(shape, engine, on_node, machines.nodes)
         except memory.EstimatorError:
             return

@@ -1,4 +1,4 @@
-"""A language model's shape, from its configuration alone: parameters, products a token, what a layer keeps for backward.
+"""A language model's shape from its configuration: parameters, products a token, what a layer keeps for backward.
 
 Everything is built on torch's meta device, where tensors have shapes and no storage.
 """

@@ -1,0 +1,73 @@
+import pytest
+
+from speechgpt.training import memory
+from speechgpt.training.config import EngineSection, StageSection
+from speechgpt.training.memory import EstimatorError
+from speechgpt.training.shape import Kept, Products, Shape
+
+P = 7_000_000_000
+WHOLE = Shape(P, P, 100_000_000, 32, 4096, 33_000, Products(P, P, 0, 0))
+ADAPTED = WHOLE._replace(trainable=4_000_000)
+KEPT = Kept(500 << 20, 25 << 20, 80 << 20)
+STAGE = StageSection(mixture={"text": 1}, steps=10, block=1024, micro_batch=3, learning_rate=1e-4)
+
+
+def engine(**changes) -> EngineSection:
+    return EngineSection(**{"zero_stage": 2, "precision": "bf16", "gpus_per_worker": 1, **changes})
+
+
+@pytest.mark.parametrize("offload", ["none", "cpu"])
+@pytest.mark.parametrize("gpus", [1, 16])
+def test_our_states_are_those_of_deepspeed_s_own_estimators(gpus, offload):
+    for zero in (2, 3):
+        section = engine(zero_stage=zero, offload=offload)
+        device, _ = memory.deepspeed_states(WHOLE, section, gpus, 1)
+        ours = memory.states(WHOLE, section, gpus).device
+        # ZeRO-3's estimate has the largest layer, gathered in float32, on top.
+        assert ours + (4 * WHOLE.largest_layer if zero == 3 else 0) == pytest.approx(device, rel=1e-6)
+
+
+def test_deepspeed_does_not_estimate_what_it_does_not_know():
+    for section, shape in ((engine(zero_stage=1), WHOLE), (engine(precision="fp32"), WHOLE), (engine(), ADAPTED)):
+        with pytest.raises(EstimatorError, match="16-bit training of all weights"):
+            memory.deepspeed_states(shape, section, 8, 1)
+
+
+def test_each_zero_stage_holds_less_of_what_it_shards():
+    weights, gradients, optimizer = zip(
+        *[
+            (s.weights, s.gradients, s.optimizer)
+            for s in (memory.states(WHOLE, engine(zero_stage=z), 8) for z in (1, 2, 3))
+        ],
+        strict=True,
+    )
+    assert weights[0] == weights[1] == 8 * weights[2]
+    assert gradients[0] == 8 * gradients[1] == 8 * gradients[2]
+    assert optimizer[0] == optimizer[1] == optimizer[2]
+
+
+def test_lora_has_optimiser_and_gradients_of_its_adapters_alone():
+    states = memory.states(ADAPTED, engine(), 1)
+    assert states.weights == 2 * P
+    assert states.optimizer == 12 * 4_000_000
+    assert states.gradients == 2 * 4_000_000
+
+
+def test_offload_moves_states_to_the_host():
+    here, there = memory.states(WHOLE, engine(), 8), memory.states(WHOLE, engine(offload="cpu"), 8)
+    assert there.host == here.optimizer + here.gradients + here.step_gradients
+    assert there.device == here.weights
+
+
+def test_checkpointing_gradients_saves_activations_and_nothing_else():
+    without = memory.footprint(WHOLE, KEPT, engine(), STAGE, 8)
+    with_it = memory.footprint(WHOLE, KEPT, engine(gradient_checkpointing=True), STAGE, 8)
+    assert without.activations - with_it.activations == 31 * KEPT.layer - 32 * KEPT.inputs
+    assert without.peak - with_it.peak == without.activations - with_it.activations
+    assert without.logits == 3 * 1024 * 33_000 * 14
+
+
+def test_a_checkpoint_is_fourteen_bytes_a_parameter_in_sixteen_bits():
+    assert memory.checkpoint_bytes(WHOLE, engine()) == 14 * P
+    assert memory.checkpoint_bytes(WHOLE, engine(precision="fp32", zero_stage=0)) == 12 * P
+    assert memory.checkpoint_bytes(ADAPTED, engine()) == 2 * P + 12 * 4_000_000
