@@ -69,7 +69,7 @@ def prepared(held: "pa.Table", stage: "StageSection", directory: Path) -> HeldOu
     from speechgpt.training import starting
 
     vocabulary, prompts = starting.interface(directory)
-    learnt = {kind for kind, weight in stage.mixture.items() if weight > 0}
+    learnt: set[str] = {kind for kind, weight in stage.mixture.items() if weight > 0}
     rows = held.sort_by("id").to_pylist()
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest()):

@@ -34,16 +34,10 @@ def test_deepspeed_does_not_estimate_what_it_does_not_know():
 
 
 def test_each_zero_stage_holds_less_of_what_it_shards():
-    weights, gradients, optimizer = zip(
-        *[
-            (s.weights, s.gradients, s.optimizer)
-            for s in (memory.states(WHOLE, engine(zero_stage=z), 8) for z in (1, 2, 3))
-        ],
-        strict=True,
-    )
-    assert weights[0] == weights[1] == 8 * weights[2]
-    assert gradients[0] == 8 * gradients[1] == 8 * gradients[2]
-    assert optimizer[0] == optimizer[1] == optimizer[2]
+    one, two, three = (memory.states(WHOLE, engine(zero_stage=zero), 8) for zero in (1, 2, 3))
+    assert one.weights == two.weights == 8 * three.weights
+    assert one.gradients == 8 * two.gradients == 8 * three.gradients
+    assert one.optimizer == two.optimizer == three.optimizer
 
 
 def test_lora_has_optimiser_and_gradients_of_its_adapters_alone():

@@ -80,21 +80,17 @@ def test_hours_and_cost_follow_from_operations_and_prices(sizes):
 
 def test_what_cannot_fit_is_told_the_smallest_change(sizes):
     engine = EngineSection(workers=2, zero_stage=0, precision="fp32")
-    made = plan("base", sizes, engine, STAGE, gpus(2, 16), TABLE)
+    made = plan("base", sizes, engine, STAGE, gpus(2, 11), TABLE)
     assert not made.fits and "a worker needs" in made.why_not
-    changes = made.remedy.split(" and ")
-    assert len(changes) == 1, "one change is enough here"
-    key, _, value = changes[0].removeprefix("engine.").partition("=")
-    assert key in ("gradient_checkpointing", "zero_stage", "micro_batch", "offload")
-    if key == "gradient_checkpointing":
-        changed = engine.model_copy(update={"gradient_checkpointing": True})
-        assert not problem(sizes, on_machines(changed, STAGE, gpus(2, 16)), TABLE)
+    assert made.remedy == "engine.gradient_checkpointing=true"
+    changed = engine.model_copy(update={"gradient_checkpointing": True})
+    assert not problem(sizes, on_machines(changed, STAGE, gpus(2, 11)), TABLE)
 
 
 def test_more_machines_are_the_last_resort(sizes):
-    made = plan(
-        "base", sizes, EngineSection(workers=1, precision="fp32"), STAGE, gpus(1, 7.5, node_memory_gib=4), TABLE
-    )
-    assert not made.fits and "× card" in made.remedy
-    hopeless = plan("base", sizes, EngineSection(workers=1, precision="fp32"), STAGE, gpus(1, 2.3), TABLE)
+    engine = EngineSection(workers=1, precision="fp32")
+    # Too little room on the host for the optimiser, too.
+    made = plan("base", sizes, engine, STAGE, gpus(1, 14.9, node_memory_gib=4), TABLE)
+    assert not made.fits and made.remedy.endswith("2 × card")
+    hopeless = plan("base", sizes, engine, STAGE, gpus(1, 2.3), TABLE)
     assert hopeless.remedy == ""

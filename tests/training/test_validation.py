@@ -2,11 +2,23 @@ import math
 
 import pytest
 import torch
-from test_loop import LORA, assert_same, weights
 
 from speechgpt.training import blocks, validation
-from speechgpt.training.config import EngineSection, StageSection
+from speechgpt.training.config import EngineSection, LoraSection, StageSection
 from speechgpt.training.validation import LOSS, Standing, Validation, standing
+
+# Dropout, so that a look which drew a random number would be seen in what is learnt.
+LORA = LoraSection(rank=2, alpha=4, dropout=0.3)
+
+
+def weights(engine) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in engine.module.named_parameters()}
+
+
+def assert_same(first, second) -> None:
+    one, other = weights(first), weights(second)
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
 class Notes:
@@ -44,13 +56,12 @@ def watched(trained, block_file):
         kept: dict[int, dict] = {}
         made = []
 
+        def keep(engine, step: int) -> None:
+            kept[step] = weights(engine)
+
         def watch(settings):
-            held = {"": blocks.Blocks(block_file)}
-            look = Validation(
-                held, settings, diary or Notes(), lambda engine, step: kept.update({step: weights(engine)})
-            )
-            made.append(look)
-            return look
+            made.append(Validation({"": blocks.Blocks(block_file)}, settings, diary or Notes(), keep))
+            return made[0]
 
         engine, store = trained(root, section, until, watch=watch, **changes)
         return engine, store, made[0], kept

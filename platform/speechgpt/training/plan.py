@@ -14,6 +14,8 @@ from speechgpt.training.memory import Footprint
 from speechgpt.training.shape import Kept, Shape, kept, measure
 
 _MOST_MACHINES = 1024
+Move = tuple[str, dict[str, Any], dict[str, Any]]
+"""A change in words, and what it sets in the engine's and in the stage's section."""
 
 
 class Sizes:
@@ -145,10 +147,8 @@ def remedy(sizes: Sizes, setting: Setting, table: HardwareSection) -> str:
 def _changes(setting: Setting) -> Iterator[tuple[list[str], Setting]]:
     """Every combination of changes, the fewest first; among as many, what costs least speed first."""
     engine, stage, _ = setting
-    moves: list[list[tuple[str, dict[str, Any], dict[str, Any]]]] = [
-        [(f"engine.zero_stage={z}", {"zero_stage": z}, {}) for z in range(max(engine.zero_stage, 1), 4)][
-            engine.zero_stage > 0 :
-        ],
+    moves: list[list[Move]] = [
+        [(f"engine.zero_stage={zero}", {"zero_stage": zero}, {}) for zero in range(engine.zero_stage + 1, 4)],
         [] if engine.gradient_checkpointing else [_CHECKPOINTING],
         list(_smaller_batches(stage)),
         [("engine.offload=cpu", {"offload": "cpu"}, {})] if engine.offload == "none" and engine.gpus_per_worker else [],
@@ -167,14 +167,14 @@ def _changes(setting: Setting) -> Iterator[tuple[list[str], Setting]]:
                     yield [words for words, _, _ in chosen], changed
 
 
-_CHECKPOINTING: tuple[str, dict[str, Any], dict[str, Any]] = (
+_CHECKPOINTING: Move = (
     "engine.gradient_checkpointing=true",
     {"gradient_checkpointing": True},
     {},
 )
 
 
-def _smaller_batches(stage: StageSection) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+def _smaller_batches(stage: StageSection) -> Iterator[Move]:
     size, blocks = stage.micro_batch // 2, stage.micro_batch * stage.accumulation
     while size:
         yield f"micro_batch={size}", {}, {"micro_batch": size, "accumulation": -(-blocks // size)}
