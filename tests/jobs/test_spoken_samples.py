@@ -1,5 +1,7 @@
 import json
+from importlib import resources
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,10 +28,9 @@ def artifacts(context: Context, folder: str) -> dict[str, bytes]:
     from mlflow import MlflowClient
 
     client = MlflowClient(context.run.uri)
-    files = [file.path for file in client.list_artifacts(context.run.id, folder)]
-    return {
-        path.rpartition("/")[2]: open(client.download_artifacts(context.run.id, path), "rb").read() for path in files
-    }
+    names = [file.path for file in client.list_artifacts(context.run.id, folder)]
+    files = [Path(client.download_artifacts(context.run.id, name)) for name in names]
+    return {file.name: file.read_bytes() for file in files}
 
 
 def test_samples_are_heard_and_read(context):
@@ -45,8 +46,6 @@ def test_samples_are_heard_and_read(context):
 
 
 def test_answers_are_spoken_by_the_vocoder_that_the_run_would_start_from(context):
-    from importlib import resources
-
     shipped = resources.files("speechgpt") / "bundles" / "nano" / "encoder"
     for file in shipped.iterdir():
         context.workspace.write_bytes(f"encoder/{file.name}", file.read_bytes())

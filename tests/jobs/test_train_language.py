@@ -102,7 +102,7 @@ def test_a_stage_leaves_a_model_figures_and_a_curve(unbroken):
     assert Vocabulary.load(workspace.path("models/base")).unit_count == 32
     assert done["figures"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert done["figures"]["step"] == 300
-    # 60 rows of each kind: of text one is held out and one is longer than a block, of recognition a twentieth is held out.
+    # 60 rows of each kind. Of text one is held out and one is longer than a block; of recognition three are held out.
     assert (done["figures"]["rows"], done["figures"]["rows_left_out"]) == (115, 1)
     curve = MlflowClient(_tracking(workspace)).get_metric_history(done["run_id"], "loss_text")
     assert [point.step for point in curve][:6] == [50, 100, 150, 200, 250, 300]
