@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.held_out import HeldOut, divided, prepared
 from jobs.shell import Context
-from speechgpt.runtime.tracking import Tracking, revision
+from speechgpt.runtime.tracking import Tracking, TrackingError, revision
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -53,13 +53,21 @@ def summary(workspace: "Workspace", name: str) -> dict[str, float]:
     return figures
 
 
-def register(context: Context, name: str) -> int:
-    """Register the stage's model; its version. The tags say what it was made from, the run the rest."""
+def register(context: Context, name: str) -> dict[str, float]:
+    """Register the stage's model; its version. The tags say what it was made from, the run the rest.
+
+    A tracking server that takes no local directory as a source is no reason for a trained stage to fail: it is said.
+    """
     recipe, workspace = context.recipe, context.workspace
     tracking = Tracking.open(recipe.tracking, workspace, recipe.name)
     lineage = {"recipe": recipe.name, "revision": revision(), "start_from": recipe.stages[name].start_from}  # type: ignore[index]
     model = f"models/{name}"
-    return int(tracking.register_stage(context.run, name, workspace.path(model), workspace.digest(model), lineage))
+    source, digest = workspace.path(model), workspace.digest(model)
+    try:
+        return {"model_version": float(tracking.register_stage(context.run, name, source, digest, lineage))}
+    except TrackingError as error:
+        context.progress.say(f"not registered: {error}")
+        return {}
 
 
 class StageWatch:

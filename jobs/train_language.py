@@ -80,8 +80,7 @@ def run(context: Context) -> dict[str, Any]:
             dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         ).fit()
     assert result.metrics is not None
-    figures |= result.metrics | stage_validation.summary(workspace, name)
-    figures["model_version"] = stage_validation.register(context, name)
+    figures |= result.metrics | stage_validation.summary(workspace, name) | stage_validation.register(context, name)
     return {"figures": figures, "outputs": [f"models/{name}"]}
 
 

@@ -13,6 +13,9 @@ from speechgpt.language.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+_LONGEST = 400
+"""Tokens of an answer: a dozen seconds of speech show what there is to hear."""
+
 
 def answered(
     engine: "DeepSpeedEngine",
@@ -27,8 +30,14 @@ def answered(
     """
     if engine.zero_optimization_stage() == 3:
         raise ValueError("under ZeRO-3 no rank holds the weights to answer with")
-    greedy = generation.model_copy(update={"temperature": 0.0})
+    greedy = generation.model_copy(
+        update={"temperature": 0.0, "max_new_tokens": min(_LONGEST, generation.max_new_tokens)}
+    )
     model = SpeechLanguageModel(engine.module.model, vocabulary, prompts)
+    found: dict[int, dict[str, Any]] = {}
     with torch.random.fork_rng(devices=[engine.device] if engine.device.type == "cuda" else []):
-        replies = [model.continued([ids], kind, greedy)[0] for kind, ids in questions]
-    return [{"kind": kind, **reply._asdict()} for (kind, _), reply in zip(questions, replies, strict=True)]
+        for kind in sorted({kind for kind, _ in questions}):
+            places = [place for place, (other, _) in enumerate(questions) if other == kind]
+            replies = model.continued([questions[place][1] for place in places], kind, greedy)
+            found |= {place: {"kind": kind, **reply._asdict()} for place, reply in zip(places, replies, strict=True)}
+    return [found[place] for place in range(len(questions))]

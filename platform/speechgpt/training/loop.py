@@ -66,7 +66,9 @@ def train(
         finished = step + 1
         if finished % stage.log_every == 0 or finished == stage.steps:
             report({"step": finished, "learning_rate": rate, **curve.take()}, None)
+        began = time.perf_counter()
         enough = validation is not None and validation.after(engine, finished, lambda figures: report(figures, None))
+        curve.leave_out(time.perf_counter() - began)
         if finished % stage.checkpoint_every == 0 or finished == stage.steps or enough:
             with TemporaryDirectory(prefix="checkpoint-") as directory:
                 checkpoints.save(engine, Path(directory), finished)
@@ -91,6 +93,10 @@ class _Curve:
 
     def restart_clock(self) -> None:
         self._since = time.perf_counter()
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that was spent on something else."""
+        self._since += seconds
 
     def add(self, losses: Losses) -> None:
         self._sums += torch.stack([value.double() for value in losses[1:]])

@@ -96,7 +96,8 @@ class Validation:
         for prefix, blocks in self._sets.items():
             figures |= {prefix + name: value for name, value in measured(engine, blocks, self._stage).items()}
         self.looks[step] = figures
-        if self._keep is not None and self.standing.best_step == step:
+        # What the stage starts from is worth keeping only if the stage might end with it.
+        if self._keep is not None and self.standing.best_step == step and (step or self._stage.leave == "best"):
             self._keep(engine, step)
         if distributed.get_rank() == 0:
             # After the model was kept: a diary that names a best step must have its model.
