@@ -19,12 +19,12 @@ def engine(**changes) -> EngineSection:
 @pytest.mark.parametrize("offload", ["none", "cpu"])
 @pytest.mark.parametrize("gpus", [1, 16])
 def test_our_states_are_those_of_deepspeed_s_own_estimators(gpus, offload):
-    for zero in (2, 3):
-        section = engine(zero_stage=zero, offload=offload)
-        device, _ = memory.deepspeed_states(WHOLE, section, gpus, 1)
-        ours = memory.states(WHOLE, section, gpus).device
-        # ZeRO-3's estimate has the largest layer, gathered in float32, on top.
-        assert ours + (4 * WHOLE.largest_layer if zero == 3 else 0) == pytest.approx(device, rel=1e-6)
+    two, _ = memory.deepspeed_states(WHOLE, engine(offload=offload), gpus, 1)
+    assert memory.states(WHOLE, engine(offload=offload), gpus).device == two
+    # ZeRO-3's estimate has the largest layer, gathered in float32, on top.
+    section = engine(zero_stage=3, offload=offload)
+    three = memory.deepspeed_states(WHOLE, section, gpus, 1)[0] - 4 * WHOLE.largest_layer
+    assert abs(memory.states(WHOLE, section, gpus).device - three) <= 2 * P // gpus + 1
 
 
 def test_deepspeed_does_not_estimate_what_it_does_not_know():

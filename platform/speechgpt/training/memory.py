@@ -15,6 +15,9 @@ PREFETCH = 50_000_000
 LIVE = 1_000_000_000
 """Elements: `stage3_max_live_parameters`, gathered weights that are kept for their next use."""
 
+SUB_GROUP = 1_000_000_000
+"""Elements: `sub_group_size`, of which ZeRO-3 steps on one after the other."""
+
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -75,7 +78,8 @@ class Footprint:
 def states(shape: Shape, engine: EngineSection, workers: int) -> States:
     """ZeRO's partition of weights, gradients and optimiser states over `workers`.
 
-    In 16-bit training the sum is what DeepSpeed's own estimators give (2P + 18P/N for ZeRO-2, 18P/N for ZeRO-3).
+    In 16-bit training the sum is what DeepSpeed's own estimator gives for ZeRO-2 (2P + 18P/N); for ZeRO-3 it differs
+    from its 18P/N by what gradients take in 16 bits, at most 2P/N.
     """
     size = dtype(engine).itemsize
     part, learnt, zero = workers, shape.trainable, engine.zero_stage
@@ -86,6 +90,9 @@ def states(shape: Shape, engine: EngineSection, workers: int) -> States:
     weights = size * shape.parameters // (part if zero == 3 else 1)
     gradients = size * learnt // (part if zero >= 2 else 1)
     optimizer, step = 12 * learnt // part, 4 * learnt // part
+    if zero == 3:
+        # Group by group.
+        step = min(step, 4 * SUB_GROUP)
     if not offloaded:
         return States(weights, optimizer, gradients, step, 0)
     host = optimizer + step + gradients + (weights if zero == 3 else 0)
