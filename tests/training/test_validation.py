@@ -102,7 +102,9 @@ def test_looking_changes_nothing_in_what_is_learnt(trained, watched, lora):
 
 def test_a_stage_ends_when_patience_does_and_the_best_is_kept(watched):
     # So high a rate makes it worse and worse.
-    engine, store, look, kept = watched(steps=8, learning_rate=3.0, schedule="constant", validate_every=1, patience=2)
+    engine, store, look, kept = watched(
+        steps=8, learning_rate=3.0, schedule="constant", validate_every=1, patience=2, leave="best"
+    )
     best, last = look.standing.best_step, max(look.looks)
     assert last == best + 2 < 8
     assert max(kept) == best
