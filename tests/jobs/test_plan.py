@@ -18,10 +18,10 @@ def called(*words: str):
     return CliRunner().invoke(app, words)
 
 
-def test_seven_billion_parameters_are_planned_without_a_file_of_theirs():
+def test_seven_billion_parameters_are_planned_without_a_file_of_theirs(capfd):
     done = called("--recipe", "speechgpt-7b", "--gpus", "16xA100-80", "--json")
     assert done.exit_code == 0, done.output
-    answer = json.loads(done.stdout)
+    answer = json.loads(capfd.readouterr().out)
     stages = {stage["stage"]: stage for stage in answer["stages"]}
     # LLaMA's 6,738,415,616 and 1006 rows of 4096 in two tables.
     assert stages["adaptation"]["parameters"] == 6_738_415_616 + 2 * 1006 * 4096

@@ -80,11 +80,11 @@ def test_hours_and_cost_follow_from_operations_and_prices(sizes):
 
 def test_what_cannot_fit_is_told_the_smallest_change(sizes):
     engine = EngineSection(workers=2, zero_stage=0, precision="fp32")
-    made = plan("base", sizes, engine, STAGE, gpus(2, 11), TABLE)
+    made = plan("base", sizes, engine, STAGE, gpus(2, 12), TABLE)
     assert not made.fits and "a worker needs" in made.why_not
     assert made.remedy == "engine.gradient_checkpointing=true"
     changed = engine.model_copy(update={"gradient_checkpointing": True})
-    assert not problem(sizes, on_machines(changed, STAGE, gpus(2, 11)), TABLE)
+    assert not problem(sizes, on_machines(changed, STAGE, gpus(2, 12)), TABLE)
 
 
 def test_more_machines_are_the_last_resort(sizes):
