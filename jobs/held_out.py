@@ -47,9 +47,9 @@ def divided(rows: "pa.Table", stage: "StageSection") -> "tuple[pa.Table, pa.Tabl
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    ids, kinds, splits = (rows[name].to_pylist() for name in ("id", "kind", "split"))
-    held = [split != _TRAIN for split in splits]
+    mask = pc.not_equal(rows["split"], _TRAIN)
     if stage.validate_every:
+        held, ids, kinds = mask.to_pylist(), rows["id"].to_pylist(), rows["kind"].to_pylist()
         has_its_own = {kind for kind, out in zip(kinds, held, strict=True) if out}
         of_kind: dict[str, list[tuple[str, int]]] = {}
         for place, (name, kind) in enumerate(zip(ids, kinds, strict=True)):
@@ -58,7 +58,7 @@ def divided(rows: "pa.Table", stage: "StageSection") -> "tuple[pa.Table, pa.Tabl
         for hashed in of_kind.values():
             for _, place in sorted(hashed)[: min(stage.validation_rows, len(hashed) // _LARGEST_SHARE)]:
                 held[place] = True
-    mask = pa.array(held, pa.bool_())
+        mask = pa.array(held, pa.bool_())
     return rows.filter(pc.invert(mask)), rows.filter(mask)
 
 
