@@ -63,7 +63,8 @@ class Footprint:
         """The largest of: activations beside what is held already, gradients being reduced, the optimiser's step.
 
         A GPU's buckets are there from the first backward pass to its end. On a host the allocator keeps what
-        activations took when they are gone, and the buckets are touched as gradients come.
+        activations took when they are gone, the buckets are touched as gradients come, and a checkpoint is written from
+        a copy of the weights.
         """
         states = self.states
         worked = self.activations + self.logits
@@ -72,7 +73,8 @@ class Footprint:
             backward = max(worked + accumulated, states.gradients) + self.buffers + self.gathered
             return states.weights + states.optimizer + max(backward, states.gradients + states.step_gradients)
         reduction = states.gradients + self.buffers + self.gathered
-        return states.weights + states.optimizer + worked + max(reduction, states.gradients + states.step_gradients)
+        step = states.gradients + states.step_gradients
+        return states.weights + states.optimizer + worked + max(reduction, step, states.weights)
 
 
 def states(shape: Shape, engine: EngineSection, workers: int) -> States:
