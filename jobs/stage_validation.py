@@ -136,7 +136,6 @@ class StageWatch:
         with ExitStack() as opened:
             directory = None
             if self._rank == 0:
-                self._workspace.delete(self._best(step))
                 directory = opened.enter_context(self._workspace.stage(self._best(step)))
             export(engine, directory)
             if directory is not None and not self._stage.lora:

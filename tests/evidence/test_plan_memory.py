@@ -1,4 +1,4 @@
-"""What `plan` reckons against what processes took, for a model of 97 or more million parameters."""
+"""What `plan` reckons against what processes took, for a model of 110 million parameters."""
 
 import json
 import os
