@@ -33,8 +33,9 @@ def run(context: Context) -> dict[str, Any]:
     # What `ray.train.ScalingConfig` is, but for type checkers, which find the old one there.
     from ray.train.v2.api.config import ScalingConfig
 
-    from jobs import ray_data, stage_checkpoints
+    from jobs import ray_data, stage_checkpoints, stage_validation
     from jobs.preemption import detect_hangs
+    from jobs.spoken_samples import SpokenSamples
     from jobs.stage_failure import reason
     from jobs.training_curves import training_curves
     from speechgpt.training.engine import multiplies_bf16
@@ -50,7 +51,8 @@ def run(context: Context) -> dict[str, Any]:
     detect_hangs(engine.collective_timeout_seconds, gpus=engine.gpus_per_worker > 0)
     if engine.precision == "bf16" and not engine.gpus_per_worker and not multiplies_bf16():
         context.progress.say("engine.precision: this CPU has no bfloat16 instructions; fp32 is many times faster on it")
-    with training_curves(context, name, stage.steps) as curves:
+    held_out = stage_validation.held_out(context, name, start)
+    with training_curves(context, name, stage.steps, SpokenSamples(context).log) as curves:
         trainer = TorchTrainer(
             _train,
             train_loop_config={
@@ -60,6 +62,7 @@ def run(context: Context) -> dict[str, Any]:
                 "start": start,
                 "blocks": digest,
                 "curves": curves,
+                "held_out": held_out,
             },
             torch_config=TorchConfig(
                 backend="nccl" if engine.gpus_per_worker else "gloo", timeout_s=engine.collective_timeout_seconds
@@ -87,8 +90,9 @@ def run(context: Context) -> dict[str, Any]:
         except ray.train.TrainingFailedError as error:
             raise JobError(f"stages.{name} failed, and engine.max_failures is spent: {reason(error)}") from error
     stage_checkpoints.tidy(workspace, checkpoints, stage.keep, context.progress.say)
-    figures |= workspace.read_json(f"checkpoints/{name}/figures.json")
-    return {"figures": {**(result.metrics or {}), **figures}, "outputs": [f"models/{name}"]}
+    figures = {**(result.metrics or {}), **figures, **workspace.read_json(f"checkpoints/{name}/figures.json")}
+    figures |= stage_validation.summary(workspace, name) | stage_validation.register(context, name)
+    return {"figures": figures, "outputs": [f"models/{name}"]}
 
 
 def _stage_name(context: Context) -> StageName:
@@ -155,14 +159,15 @@ def _blocks(context: Context, start: str) -> tuple["ray.data.Dataset", str, dict
     import ray
     import ray.data
 
+    from jobs import held_out
     from speechgpt.training import mixture, packing
     from speechgpt.training.elastic import blocks_a_step
 
     name, recipe, workspace = _stage_name(context), context.recipe, context.workspace
     stage = recipe.stages[name]
-    rows = workspace.read_table(_ROWS)
+    rows, _ = held_out.divided(workspace.read_table(_ROWS), stage)
     kinds = [kind for kind, weight in stage.mixture.items() if weight > 0]
-    rows = rows.filter(pc.and_(pc.equal(rows["split"], "train"), pc.is_in(rows["kind"], pa.array(kinds)))).sort_by("id")
+    rows = rows.filter(pc.is_in(rows["kind"], pa.array(kinds))).sort_by("id")
     tasks = [rows.slice(first, _ROWS_PER_TASK) for first in range(0, max(len(rows), 1), _ROWS_PER_TASK)]
     tokenise: Callable[..., pa.Table] = _tokenise
     arguments = {"workspace": workspace, "start": start, "loss_on": stage.loss_on, "unit_weight": stage.unit_weight}
@@ -267,6 +272,7 @@ def _train(config: dict[str, Any]) -> None:
 
     from jobs.preemption import Departures
     from jobs.stage_checkpoints import StageCheckpoints, Uploads
+    from jobs.stage_validation import StageWatch
     from speechgpt.training import elastic, node_local, starting
     from speechgpt.training import engine as zero
     from speechgpt.training.blocks import Blocks
@@ -301,9 +307,11 @@ def _train(config: dict[str, Any]) -> None:
         "trainable_parameters": zero.parameter_count(model, trainable=True),
     }
 
-    uploads = Uploads()
+    blocks, uploads = Blocks(path), Uploads()
+    watch = StageWatch(config, stage, engine, blocks, vocabulary, prompts)
 
     def report(figures: dict[str, float], directory: Path | None) -> None:
+        figures = watch.gauges.read(figures)
         last.update(figures)
         if directory is not None:
             uploads.report(dict(last), directory)
@@ -312,16 +320,18 @@ def _train(config: dict[str, Any]) -> None:
             config["curves"].send(figures)
 
     store = StageCheckpoints(workspace, f"checkpoints/{config['stage']}/run")
-    blocks_read = train(engine, Blocks(path), stage, report, store, recipe.seed, Departures())
+    blocks_read = train(engine, blocks, stage, report, store, recipe.seed, Departures(), watch.validation)
     with ExitStack() as opened:
         directory = opened.enter_context(workspace.stage(f"models/{config['stage']}")) if rank == 0 else None
-        export(engine, directory)
-        if directory is not None and not stage.lora:
-            vocabulary.save(directory)
-            prompts.save(directory)
+        if not watch.take_best(directory):
+            export(engine, directory)
+            if directory is not None and not stage.lora:
+                vocabulary.save(directory)
+                prompts.save(directory)
     if rank == 0:
         # An attempt that finds the last step done reports nothing to Ray Train, which then has no figures.
-        closing = {**last, "step": stage.steps, "blocks_read": blocks_read}
+        steps = blocks_read // elastic.blocks_a_step(recipe.stages[config["stage"]], section)
+        closing = {**last, "step": steps, "blocks_read": blocks_read}
         workspace.write_json(f"checkpoints/{config['stage']}/figures.json", closing)
     distributed.barrier()
     node_local.forget(path)

@@ -14,12 +14,15 @@ import pytest
 from safetensors.numpy import load_file, save
 
 sys.path.insert(0, str(Path(__file__).parent))
-from stage_workspace import SETTINGS, prepared
+import stage_workspace
+from stage_workspace import prepared
 
 from jobs import shell, train_language
 from jobs.training_storage import forget_broken_run
 from speechgpt import recipe as recipes
 from speechgpt.runtime.workspace import Workspace
+
+SETTINGS = (*stage_workspace.SETTINGS, "stages.base.validate_every=100", "stages.base.answers=2")
 
 
 def train(workspace: Workspace, stage: str, *settings: str) -> dict:
@@ -46,11 +49,35 @@ def test_a_stage_leaves_a_model_figures_and_a_curve(unbroken):
     assert Vocabulary.load(workspace.path("models/base")).unit_count == 32
     assert done["figures"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert (done["figures"]["step"], done["figures"]["blocks_read"]) == (300, 1200)
-    # 60 rows of each kind, of which one is held out and one is longer than a block.
-    assert (done["figures"]["rows"], done["figures"]["rows_left_out"]) == (118, 1)
+    # 60 rows of each kind. Of text one is held out and one is longer than a block; of recognition three are held out.
+    assert (done["figures"]["rows"], done["figures"]["rows_left_out"]) == (115, 1)
     curve = MlflowClient(_tracking(workspace)).get_metric_history(done["run_id"], "loss_text")
     assert [point.step for point in curve][:6] == [50, 100, 150, 200, 250, 300]
     assert curve[-1].value < curve[0].value
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_stage_is_watched_and_its_model_registered(unbroken):
+    from mlflow import MlflowClient
+
+    workspace, done = unbroken
+    client, figures = MlflowClient(_tracking(workspace)), done["figures"]
+    assert figures["validation_loss_after"] < figures["validation_loss_before"]
+    assert figures["retained_text_validation_loss_after"] < figures["retained_text_validation_loss_before"]
+    looked = {point.step for point in client.get_metric_history(done["run_id"], "validation_loss")}
+    assert looked == {0, 100, 200, 300}
+    logged = client.get_run(done["run_id"]).data
+    assert {"mfu", "tokens_per_second", "perplexity_text", "tokens_seen", "memory_peak_gib"} <= set(logged.metrics)
+    assert any(name.startswith("system/") for name in logged.metrics)
+    assert logged.tags["mlflow.source.git.commit"]
+    pages = [file.path for file in client.list_artifacts(done["run_id"], "samples/step-0000300")]
+    assert "samples/step-0000300/index.html" in pages
+    assert "recipe.yaml" in [file.path for file in client.list_artifacts(done["run_id"])]
+    [version] = client.search_model_versions("name = 'speechgpt-tiny-base'")
+    assert version.run_id == done["run_id"] and int(version.version) == figures["model_version"]
+    assert Path(version.source) == Path(workspace.path("models/base"))
+    assert version.tags["revision"] and version.tags["recipe"] == "tiny"
 
 
 @pytest.mark.ray

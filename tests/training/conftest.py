@@ -83,7 +83,14 @@ class Directories:
 def trained(block_file: Path, tmp_path: Path) -> Callable:
     """Train the tiny model in this process; gives the engine and what was reported."""
 
-    def run(root: str = "run", section: EngineSection | None = None, until: int | None = None, leaving=None, **changes):
+    def run(
+        root: str = "run",
+        section: EngineSection | None = None,
+        until: int | None = None,
+        leaving=None,
+        watch=None,
+        **changes,
+    ):
         section = section or EngineSection(workers=1, zero_stage=2)
         settings = stage(**changes)
         store = Directories(tmp_path / root)
@@ -101,7 +108,8 @@ def trained(block_file: Path, tmp_path: Path) -> Callable:
                 raise KeyboardInterrupt
 
         with suppress(KeyboardInterrupt):
-            loop.train(started, blocks.Blocks(block_file), settings, report, store, 7, leaving)
+            validation = watch(settings) if watch else None
+            loop.train(started, blocks.Blocks(block_file), settings, report, store, 7, leaving, validation)
         return started, store
 
     return run

@@ -18,7 +18,7 @@ class LanguageSection(Section):
     """`scratch`, a directory, a .gguf file, s3:// or a Hugging Face name of a causal language model,
     `smollm2-135m-instruct` as it comes in a package, or `shipped`: nano's own, with the units that it knows."""
     architecture: dict = {}
-    """LlamaConfig fields, for `scratch`."""
+    """LlamaConfig fields, for `scratch`; for another base its own shape, `vocab_size` too, which only `plan` reads."""
     text_vocabulary: int = Field(800, ge=260)
     """Size of the byte-level BPE that `scratch` trains on the recipe's own texts."""
     markers: Literal["released", "whole"] = "whole"

@@ -94,7 +94,12 @@ class SpeechLanguageModel:
         self, prompts: Sequence[Sequence[Segment]], kind: Kind, generation: GenerationSection, seed: int = 0
     ) -> list[Answer]:
         """Go on from prompts of one kind. Raises ValueError for a prompt that fills the model's context."""
-        encoded = [self.vocabulary.encode_prompt(prompt) for prompt in prompts]
+        return self.continued([self.vocabulary.encode_prompt(prompt) for prompt in prompts], kind, generation, seed)
+
+    def continued(
+        self, encoded: Sequence[list[int]], kind: Kind, generation: GenerationSection, seed: int = 0
+    ) -> list[Answer]:
+        """As `reply`, from prompts that are token ids."""
         for place, ids in enumerate(encoded):
             if len(ids) >= self._context:
                 raise ValueError(f"prompt {place} has {len(ids)} tokens, the model's context {self._context}")

@@ -49,6 +49,22 @@ class StageSection(Section):
     checkpoint_every: int = Field(300, ge=1)
     keep: int = Field(2, ge=1)
     log_every: int = Field(10, ge=1)
+    validate_every: int = Field(0, ge=0)
+    """Steps between looks at held-out rows, and at the end; 0: none."""
+    validation_rows: int = Field(256, ge=1)
+    """Rows of each kind that are held out, if the rows' `split` holds none out: at most these, or a twentieth."""
+    answers: int = Field(4, ge=0)
+    """Held-out prompts, the same at every look, whose answers MLflow shows with transcript and sound."""
+    patience: int = Field(0, ge=0)
+    """Looks without a lower validation loss after which the stage ends early; 0: it never does."""
+    leave: Literal["last", "best"] = "last"
+    """Which model the stage ends with: the last step's, or that of the lowest validation loss."""
+
+    @model_validator(mode="after")
+    def _who_judges_looks(self) -> "StageSection":
+        if not self.validate_every and (self.patience or self.leave == "best"):
+            raise ValueError("validate_every: patience and leave: best need validation; say after how many steps")
+        return self
 
 
 class TextToUnitSection(Section):

@@ -140,9 +140,12 @@ def multiplies_bf16() -> bool:
 
 def parameter_count(model: nn.Module, trainable: bool = False) -> int:
     """Parameters of the whole model, those on other ranks included."""
-    return sum(
-        math.prod(getattr(p, "ds_shape", p.shape)) for p in model.parameters() if p.requires_grad or not trainable
-    )
+    return sum(element_count(p) for p in model.parameters() if p.requires_grad or not trainable)
+
+
+def element_count(parameter: torch.Tensor) -> int:
+    """Of the whole parameter, of which a rank holds only a piece under ZeRO-3."""
+    return math.prod(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _dimensions(parameter: nn.Parameter) -> int:

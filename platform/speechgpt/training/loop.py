@@ -17,6 +17,7 @@ from speechgpt.training.ledger import Ledger
 from speechgpt.training.objective import Losses
 from speechgpt.training.pace import Pace
 from speechgpt.training.schedule import rate_at
+from speechgpt.training.validation import Validation
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -40,8 +41,10 @@ def train(
     store: checkpoints.CheckpointStore,
     seed: int = 0,
     leaving: Leaving | None = None,
+    validation: Validation | None = None,
 ) -> int:
-    """Train to the stage's last step, from the newest whole checkpoint in `store`; give the number of blocks read.
+    """Train to the stage's last step, or to where `validation` stops it, from the newest whole checkpoint in `store`;
+    give the number of blocks read.
 
     The module under `engine` is an Objective. Step s reads the blocks s·B to (s+1)·B - 1, B being the stage's blocks a
     step over all ranks, so that the position in the data is the step itself. Dropout is drawn from `seed` and the
@@ -56,6 +59,10 @@ def train(
         raise ValueError(f"{stage.steps} steps of {per_step} blocks need {stage.steps * per_step}, not {len(blocks)}")
     ledger = Ledger()
     done = checkpoints.restore(engine, store, ledger)
+    if validation is not None:
+        validation.begin(engine, done, lambda figures: report(figures, None))
+        if done and validation.stopped:
+            return ledger.settle(range(done * per_step), engine.device)
     curve, pace = _Curve(engine.device), Pace(_LOOK_SECONDS, engine.device)
     engine.train()
     for step in range(done, stage.steps):
@@ -77,12 +84,17 @@ def train(
         finished = step + 1
         if finished % stage.log_every == 0 or finished == stage.steps:
             report({"step": finished, "learning_rate": rate, **curve.take()}, None)
+        began = time.perf_counter()
+        enough = validation is not None and validation.after(engine, finished, lambda figures: report(figures, None))
+        curve.leave_out(time.perf_counter() - began)
         last_call = leaving is not None and pace.due(finished) and leaving()
-        if finished % stage.checkpoint_every == 0 or finished == stage.steps or last_call:
+        if finished % stage.checkpoint_every == 0 or finished == stage.steps or last_call or enough:
             directory = node_local.scratch("checkpoint")
             checkpoints.save(engine, directory, finished, ledger)
             report({"step": finished}, directory)
             curve.restart_clock()
+        if enough:
+            return ledger.settle(range(finished * per_step), engine.device)
     return ledger.settle(range(stage.steps * per_step), engine.device)
 
 
@@ -106,6 +118,10 @@ class _Curve:
     def restart_clock(self) -> None:
         self._since = time.perf_counter()
 
+    def leave_out(self, seconds: float) -> None:
+        """Time that was spent on something else."""
+        self._since += seconds
+
     def add(self, losses: Losses) -> None:
         self._sums += torch.stack([value.double() for value in losses[1:]])
 
@@ -116,7 +132,11 @@ class _Curve:
         """Nats per text and per unit target (left out when there were none) and tokens a second over all ranks."""
         distributed.all_reduce(self._sums)
         text, text_tokens, units, unit_tokens = self._sums.tolist()
-        figures = {"tokens_per_second": self._tokens / (time.perf_counter() - self._since)}
+        seconds = time.perf_counter() - self._since
+        figures = {
+            "tokens_per_second": self._tokens / seconds,
+            "targets_per_second": (text_tokens + unit_tokens) / seconds,
+        }
         if text_tokens:
             figures["loss_text"] = text / text_tokens
         if unit_tokens:
