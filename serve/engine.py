@@ -36,6 +36,11 @@ class Engine(Protocol):
         """
         ...
 
+    @property
+    def ongoing(self) -> int:
+        """Replies that are generated or wait for it."""
+        ...
+
     def check(self) -> None:
         """Raises RuntimeError when a step hangs."""
         ...
@@ -106,7 +111,6 @@ class LocalEngine:
 
     @property
     def ongoing(self) -> int:
-        """Replies that are generated or wait for it."""
         return self._batch.active + self._batch.waiting
 
     def check(self) -> None:

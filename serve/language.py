@@ -33,5 +33,9 @@ class LanguageModel:
             async for piece in pieces:
                 yield piece
 
+    def ongoing(self) -> int:
+        """Replies that this replica generates, or will."""
+        return self._prompter.ongoing
+
     def check_health(self) -> None:
         self._prompter.check()

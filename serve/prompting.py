@@ -151,6 +151,11 @@ class Prompter:
     def unit_count(self) -> int:
         return self._model.vocabulary.unit_count
 
+    @property
+    def ongoing(self) -> int:
+        """Replies that are generated or wait for it."""
+        return self._engine.ongoing
+
     def check(self) -> None:
         """Raises RuntimeError when the engine hangs."""
         self._engine.check()

@@ -3,6 +3,7 @@
 import json as json_module
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ import typer
 from speechgpt.interop.benches.baseline import BenchError
 from speechgpt.runtime.progress import Progress
 
+GROUP = "speechgpt.benches"
+"""Entry points of benchmarks that live elsewhere (`serve`): functions for Typer, in modules that import little."""
 app = typer.Typer(
     help=__doc__.partition(": ")[2].capitalize(),
     no_args_is_help=True,
@@ -22,6 +25,10 @@ Clips = Annotated[int, typer.Option(min=1, help="Clips of mixed length, 1 to 12 
 Threads = Annotated[int, typer.Option(min=1, help="Of either side.")]
 Seed = Annotated[int, typer.Option(help="Of weights and clips.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.")]
+
+
+for _entry in entry_points(group=GROUP):
+    app.command(_entry.name)(_entry.load())
 
 
 @app.command()
