@@ -98,6 +98,8 @@ async def told_of_faults(events: AsyncIterator[str]) -> AsyncIterator[str]:
                 yield line
     except ApiError as error:
         yield event(error.body())
+    except TimeoutError:
+        yield event(ApiError(504, "The answer was not done in time.", code="deadline_exceeded").body())
     except Exception:
         logger.exception("a stream broke")
         yield event(ApiError(500, "The server failed to answer; its log has the reason.", code="internal_error").body())

@@ -236,5 +236,9 @@ def _transcription(written: WrittenSpeech, format: wire.TranscriptFormat) -> Res
             return JSONResponse(body.model_dump())
 
 
+_UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
+"""A proxy in front of the gateway must not hold events back."""
+
+
 def _stream(events: Iterator[str] | AsyncIterator[str]) -> StreamingResponse:
-    return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
+    return StreamingResponse(events, media_type="text/event-stream", headers=_UNBUFFERED)
