@@ -92,13 +92,15 @@ def test_a_fault_in_the_middle_is_the_last_event() -> None:
     async def read(error: Exception) -> list[str]:
         return [line async for line in told_of_faults(broken(error))]
 
-    for error, code in (
+    faults: list[tuple[Exception, str]] = [
         (ApiError(503, "gone", code="unavailable"), "unavailable"),
+        (TimeoutError(), "deadline_exceeded"),
         (ValueError("x"), "internal_error"),
-    ):
+    ]
+    for error, code in faults:
         _, last = asyncio.run(read(error))
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == code
-    assert len(closed) == 2
+    assert len(closed) == 3
 
 
 @settings(deadline=None)
