@@ -32,13 +32,15 @@ def training_curves(context: Context, title: str, steps: int) -> Iterator[Traini
 
     def follow() -> None:
         with context.progress.count(title, steps, "steps") as counter:
+            begun = False
             while not (ended.is_set() and queue.empty()):
                 try:
                     figures = queue.get(timeout=0.5)
                 except Empty:
                     continue
                 step = int(figures["step"])
-                counter.reach(step)
+                (counter.reach if begun else counter.begin)(step)
+                begun = True
                 context.run.log_metrics({k: v for k, v in figures.items() if isinstance(v, int | float)}, step=step)
 
     follower = threading.Thread(target=follow, name="training-curves")

@@ -30,6 +30,11 @@ class Counter:
         self.done = done
         self._progress._moved(self)
 
+    def begin(self, done: float) -> None:
+        """Count the rate from here: what was done until now is an earlier attempt's, or took its time to get going."""
+        self._before, self._began = done, time.monotonic()
+        self.reach(done)
+
     def line(self) -> str:
         """`speaking: 120/400 clips, 14.2 clips/s, 20 s left`"""
         seconds = max(time.monotonic() - self._began, 1e-9)

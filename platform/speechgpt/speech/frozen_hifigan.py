@@ -4,11 +4,17 @@ PyTorch's own 1-D convolutions keep time innermost, and turn it and the weights 
 generator that and what is not in the cache cost as much as the arithmetic.
 """
 
+import os
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechgpt.speech.generators import HifiGanGenerator
+
+# Code is compiled for each length of each layer, some 70 pieces of it a length, and costs ten milliseconds a piece. With
+# oneDNN's own limit of 1024 those of a long clip would push out those of the next. Read at oneDNN's first use.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
 
 LONGEST = 500
 """Frames of a clip that is made in one pass."""
@@ -26,13 +32,12 @@ class FrozenConvolution:
         """Rows that a result takes in besides one."""
         # Outside inference mode: a tensor made in it cannot be packed.
         with torch.inference_mode(False), torch.no_grad():
-            self._taps = weight.clone().permute(2, 1, 0).to(dtype).contiguous()
-            self._bias = bias.clone().to(dtype)
-            self._packed = _packed(self._taps, dilation)
+            self._taps, self._bias = weight.clone().permute(2, 1, 0).contiguous(), bias.clone()
+            self._packed, self._packed_bias = _packed(self._taps.to(dtype), dilation), self._bias.to(dtype)
 
     def nothing(self, rows: int = 0) -> Tensor:
         """Rows of silence that it would take."""
-        return self._taps.new_zeros(rows, self._taps.shape[1])
+        return self._packed_bias.new_zeros(rows, self._taps.shape[1])
 
     def __call__(self, x: Tensor, usual: bool) -> Tensor:
         """usual: this length comes again and again, so that code compiled for it pays (about a millisecond)."""
@@ -41,13 +46,15 @@ class FrozenConvolution:
             return x.new_zeros(0, self._taps.shape[2])
         if usual and self._packed is not None:
             return self._compiled(x)
+        # In float32, for which nothing is compiled.
+        rows = x.float()
         if self._taps.shape[2] == 1:
-            return self._single(x, count)
+            return self._single(rows, count).to(x.dtype)
         # A matrix product for each tap, on the rows as they lie.
-        y = torch.addmm(self._bias, x[:count], self._taps[0])
+        y = torch.addmm(self._bias, rows[:count], self._taps[0])
         for start, tap in zip(range(self._dilation, self.reach + 1, self._dilation), self._taps[1:], strict=True):
-            y.addmm_(x[start : start + count], tap)
-        return y
+            y.addmm_(rows[start : start + count], tap)
+        return y.to(x.dtype)
 
     def add_padded(self, total: Tensor, x: Tensor) -> Tensor:
         """Add what `padded` gives to `total` [n, out], in place; in one pass where the CPU's convolutions can."""
@@ -57,7 +64,7 @@ class FrozenConvolution:
             _image(total),
             _image(x),
             self._packed,
-            self._bias,
+            self._packed_bias,
             [0, self.reach // 2],
             [1, 1],
             [1, self._dilation],
@@ -83,7 +90,7 @@ class FrozenConvolution:
         y = torch.ops.mkldnn._convolution_pointwise(
             _image(x),
             self._packed,
-            self._bias,
+            self._packed_bias,
             [0, padding],
             [1, 1],
             [1, self._dilation],
