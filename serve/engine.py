@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,7 +29,7 @@ class Request:
 
 
 class Engine(Protocol):
-    def tokens(self, request: Request) -> AsyncIterator[list[int]]:
+    def tokens(self, request: Request) -> AsyncGenerator[list[int], None]:
         """Tokens as they are sampled, several where they came faster than they were taken; ends with the reply.
 
         Closing it stops the generation at the next step. Raises TimeoutError when the request's time is over.
@@ -74,7 +74,7 @@ class LocalEngine:
         self._listeners: dict[int, _Listener] = {}
         self._step_began: float | None = None
 
-    async def tokens(self, request: Request) -> AsyncIterator[list[int]]:
+    async def tokens(self, request: Request) -> AsyncGenerator[list[int], None]:
         queue: asyncio.Queue[tuple[int, bool] | BaseException] = asyncio.Queue()
         listener = _Listener(asyncio.get_running_loop(), queue, time.monotonic() + request.seconds)
         ticket: list[int] = []

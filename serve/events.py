@@ -3,7 +3,7 @@
 import base64
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -25,7 +25,7 @@ def event(body: dict[str, Any]) -> str:
 
 async def chat_events(
     head: dict[str, Any], answer: LiveAnswer, usage: Callable[[Reply], dict[str, Any]] | None
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str, None]:
     """`chat.completion.chunk` events of one answer as its pieces come, `[DONE]` last.
 
     head: what all chunks share (id, created, model…). usage: what a chunk of its own at the end tells, if not None.
@@ -40,7 +40,7 @@ async def chat_events(
     spoken = answer.audio_id is not None
     audio = {"id": answer.audio_id, "transcript": ""}
     yield chunk({"role": "assistant", "audio": audio} if spoken else {"role": "assistant", "content": ""})
-    async with aclosing(answer.pieces) as pieces:  # type: ignore[type-var]
+    async with aclosing(answer.pieces) as pieces:
         async for piece in pieces:
             match piece:
                 case Words("transcript", text):
@@ -64,10 +64,10 @@ def reading(reply: Reply) -> dict[str, Any]:
 
 
 async def live_speech_events(
-    pieces: AsyncIterator[Sound | Reply], usage: Callable[[Reply], dict[str, int]]
-) -> AsyncIterator[str]:
+    pieces: AsyncGenerator[Sound | Reply, None], usage: Callable[[Reply], dict[str, int]]
+) -> AsyncGenerator[str, None]:
     """`speech.audio.delta` events as the sound comes, `speech.audio.done` last."""
-    async with aclosing(pieces):  # type: ignore[type-var]
+    async with aclosing(pieces):
         async for piece in pieces:
             if isinstance(piece, Sound):
                 yield event({"type": "speech.audio.delta", "audio": base64.b64encode(piece.data).decode()})
@@ -75,9 +75,9 @@ async def live_speech_events(
                 yield event({"type": "speech.audio.done", "usage": usage(piece)})
 
 
-async def speech_bytes(pieces: AsyncIterator[Sound | Reply]) -> AsyncIterator[bytes]:
+async def speech_bytes(pieces: AsyncGenerator[Sound | Reply, None]) -> AsyncGenerator[bytes, None]:
     """The sound alone, as it comes."""
-    async with aclosing(pieces):  # type: ignore[type-var]
+    async with aclosing(pieces):
         async for piece in pieces:
             if isinstance(piece, Sound):
                 yield piece.data
@@ -90,10 +90,10 @@ def speech_events(data: bytes, usage: dict[str, int]) -> Iterator[str]:
     yield event({"type": "speech.audio.done", "usage": usage})
 
 
-async def told_of_faults(events: AsyncIterator[str]) -> AsyncIterator[str]:
+async def told_of_faults(events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
     """A fault in the middle of a stream as its last event, in the shape that makes OpenAI's clients raise APIError."""
     try:
-        async with aclosing(events):  # type: ignore[type-var]
+        async with aclosing(events):
             async for line in events:
                 yield line
     except ApiError as error:

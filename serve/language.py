@@ -1,6 +1,6 @@
 """The language model deployment, and the ingress of a bundle's application: a task in, a reply out."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from ray.serve.handle import DeploymentHandle
@@ -27,7 +27,7 @@ class LanguageModel:
     async def reply(self, task: Task) -> Reply | TooLong:
         return await self._prompter.reply(task)
 
-    async def unfold(self, task: Task) -> AsyncIterator[Unfolded]:
+    async def unfold(self, task: Task) -> AsyncGenerator[Unfolded, None]:
         """The reply as it is generated; a caller who goes away stops it."""
         async with aclosing(self._prompter.unfold(task)) as pieces:
             async for piece in pieces:

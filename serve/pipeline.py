@@ -1,7 +1,7 @@
 """A bundle's three parts as a service uses them: over Serve handles, or loaded into this process."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -28,11 +28,11 @@ class Pipeline(Protocol):
 
     async def speak(self, line: Line, format: str, rate: int) -> bytes: ...
 
-    def unfold(self, task: Task) -> AsyncIterator[Unfolded]:
+    def unfold(self, task: Task) -> AsyncGenerator[Unfolded, None]:
         """A reply as it is generated. Closing this stops the work."""
         ...
 
-    def voice(self, task: Task, manner: Manner) -> AsyncIterator[Voiced]:
+    def voice(self, task: Task, manner: Manner) -> AsyncGenerator[Voiced, None]:
         """A reply as it is spoken. Closing this stops the work."""
         ...
 
@@ -63,19 +63,19 @@ class ServedPipeline:
     async def speak(self, line: Line, format: str, rate: int) -> bytes:
         return await self._call(self._vocoder.speak.remote(line, format, rate))
 
-    async def unfold(self, task: Task) -> AsyncIterator[Unfolded]:
+    async def unfold(self, task: Task) -> AsyncGenerator[Unfolded, None]:
         response = self._language.options(stream=True).unfold.remote(task)
         async with aclosing(self._pieces(response)) as pieces:
             async for piece in pieces:
                 yield piece
 
-    async def voice(self, task: Task, manner: Manner) -> AsyncIterator[Voiced]:
+    async def voice(self, task: Task, manner: Manner) -> AsyncGenerator[Voiced, None]:
         response = self._vocoder.options(stream=True).voice.remote(task, manner)
         async with aclosing(self._pieces(response)) as pieces:
             async for piece in pieces:
                 yield piece
 
-    async def _pieces(self, response: Any) -> AsyncIterator[Any]:
+    async def _pieces(self, response: Any) -> AsyncGenerator[Any, None]:
         try:
             async with aclosing(streamed(response)) as pieces:
                 async for piece in pieces:
@@ -116,10 +116,10 @@ class OwnPipeline:
     async def reply(self, task: Task) -> Reply | TooLong:
         return await self._prompter.reply(task)
 
-    def unfold(self, task: Task) -> AsyncIterator[Unfolded]:
+    def unfold(self, task: Task) -> AsyncGenerator[Unfolded, None]:
         return self._prompter.unfold(task)
 
-    def voice(self, task: Task, manner: Manner) -> AsyncIterator[Voiced]:
+    def voice(self, task: Task, manner: Manner) -> AsyncGenerator[Voiced, None]:
         return voiced(self._prompter.unfold(task), self._vocoder, manner, asyncio.to_thread)
 
     async def speak(self, line: Line, format: str, rate: int) -> bytes:

@@ -1,7 +1,7 @@
 """What a service asks of the language model, and what comes back; plain Python, to run inside and outside Serve."""
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +167,7 @@ class Prompter:
                     return piece
         raise RuntimeError("a reply ended without being whole")
 
-    async def unfold(self, task: Task) -> AsyncIterator[Unfolded]:
+    async def unfold(self, task: Task) -> AsyncGenerator[Unfolded, None]:
         """The reply as it is generated. Closing this stops the generation."""
         from speechgpt.language.unfolding import Unfolding
 

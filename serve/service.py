@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -87,7 +87,7 @@ class LiveAnswer:
     """audio_id: of a spoken one. pieces: what it comes as, the whole Reply last; closing them stops the work."""
 
     audio_id: str | None
-    pieces: AsyncIterator[LivePiece]
+    pieces: AsyncGenerator[LivePiece, None]
 
 
 @dataclass(frozen=True)
@@ -151,22 +151,22 @@ class Service:
         return LiveAnswer(audio_id, self._remembered(pieces, audio_id, dialogue))
 
     async def _remembered(
-        self, pieces: AsyncIterator[LivePiece], audio_id: str, dialogue: "list[Turn]"
-    ) -> AsyncIterator[LivePiece]:
-        async with aclosing(pieces):  # type: ignore[type-var]
+        self, pieces: AsyncGenerator[LivePiece, None], audio_id: str, dialogue: "list[Turn]"
+    ) -> AsyncGenerator[LivePiece, None]:
+        async with aclosing(pieces):
             async for piece in pieces:
                 if isinstance(piece, Reply):
                     yield Kept(await self._memory.keep(audio_id, _exchange(dialogue, piece)))
                 yield piece
 
-    async def _begun(self, pieces: AsyncIterator[Any], param: str) -> AsyncIterator[Any]:
+    async def _begun(self, pieces: AsyncGenerator[Any, None], param: str) -> AsyncGenerator[Any, None]:
         """The same pieces, once the first is there. Raises ApiError for a task that is too long."""
         try:
             first = await anext(pieces)
             if isinstance(first, TooLong):
                 raise _too_long(first, param)
         except BaseException:
-            await _close(pieces)
+            await pieces.aclose()
             raise
         return _chained(first, pieces)
 
@@ -187,7 +187,7 @@ class Service:
         line = Line(reply.units, request.speed)
         return SaidText(reply, await self._pipeline.speak(line, request.response_format, _rate(request)))
 
-    async def speak_live(self, request: SpeechRequest) -> AsyncIterator[Sound | Reply]:
+    async def speak_live(self, request: SpeechRequest) -> AsyncGenerator[Sound | Reply, None]:
         """The sound while it is made, and the reply that it was last. Returns when the first sound is there."""
         manner = Manner(request.response_format, _rate(request), request.speed)
         pieces = await self._begun(self._pipeline.voice(self._reading(request), manner), "input")
@@ -271,9 +271,9 @@ def _wordless() -> ApiError:
     return ApiError(500, "The model found no way to say this text.", code="no_speech")
 
 
-async def _audible(pieces: AsyncIterator[LivePiece]) -> AsyncIterator[Sound | Reply]:
+async def _audible(pieces: AsyncGenerator[LivePiece, None]) -> AsyncGenerator[Sound | Reply, None]:
     """Sound and reply alone. Raises ApiError for a reply without speech."""
-    async with aclosing(pieces):  # type: ignore[type-var]
+    async with aclosing(pieces):
         async for piece in pieces:
             if isinstance(piece, Reply) and not piece.units:
                 raise _wordless()
@@ -281,17 +281,13 @@ async def _audible(pieces: AsyncIterator[LivePiece]) -> AsyncIterator[Sound | Re
                 yield piece
 
 
-async def _chained(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def _chained(first: Any, rest: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
     try:
         yield first
         async for piece in rest:
             yield piece
     finally:
-        await _close(rest)
-
-
-async def _close(pieces: Any) -> None:
-    await pieces.aclose()
+        await rest.aclose()
 
 
 def check_voice(voice: Voice, param: str) -> None:

@@ -1,7 +1,7 @@
 """The vocoder deployment: units in, a sound file out; or a task in, and its reply out as it is made."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,7 +50,7 @@ class VocoderDeployment:
         wave = await self._waves(line)
         return await asyncio.to_thread(encode, wave, format, rate)
 
-    async def voice(self, task: Task, manner: Manner) -> AsyncIterator[Voiced]:
+    async def voice(self, task: Task, manner: Manner) -> AsyncGenerator[Voiced, None]:
         """The reply to a task as it is made, its units as sound.
 
         Asked of the vocoder, not of the language model, because the context that the next sound needs stays here: it

@@ -1,6 +1,6 @@
 """A reply on its way to the ear: its words as they are, its units as sound, each as soon as it is there."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -50,11 +50,11 @@ class Voice:
 
 
 async def voiced(
-    pieces: AsyncIterator[Unfolded],
+    pieces: AsyncGenerator[Unfolded, None],
     vocoder: "Vocoder",
     manner: Manner,
     run: Callable[[Callable[[], bytes]], Awaitable[bytes]],
-) -> AsyncIterator[Voiced]:
+) -> AsyncGenerator[Voiced, None]:
     """`pieces` with sound in place of units. run: does the vocoder's work, off the event loop."""
     voice: Voice | None = None
 
@@ -63,7 +63,7 @@ async def voiced(
         voice = voice or Voice(vocoder, manner)
         return voice.push(units)
 
-    async with aclosing(pieces):  # type: ignore[type-var]
+    async with aclosing(pieces):
         async for piece in pieces:
             if isinstance(piece, Units):
                 units = piece.units

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def reply(text: str) -> Reply:
 def chunks_of(*pieces: LivePiece, audio_id: str | None = None, usage: bool = False) -> list[dict]:
     """What a client reads: the chunks before `[DONE]`."""
 
-    async def live() -> AsyncIterator[LivePiece]:
+    async def live() -> AsyncGenerator[LivePiece, None]:
         for piece in pieces:
             yield piece
 
@@ -82,7 +82,7 @@ def test_a_written_answer_as_events() -> None:
 def test_a_fault_in_the_middle_is_the_last_event() -> None:
     closed = []
 
-    async def broken(error: Exception) -> AsyncIterator[str]:
+    async def broken(error: Exception) -> AsyncGenerator[str, None]:
         try:
             yield "data: {}\n\n"
             raise error
