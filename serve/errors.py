@@ -83,7 +83,7 @@ def fault_of(error: BaseException) -> Fault | None:
 def from_serve(error: BaseException, retry_after: float) -> ApiError | None:
     """The client's view of a fault between deployments; None for anything that is a defect of ours."""
     fault = fault_of(error)
-    return fault and fault.told(retry_after)
+    return fault.told(retry_after) if fault else None
 
 
 def from_proxy(status: int, retry_after: str | None) -> ApiError:

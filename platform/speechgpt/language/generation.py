@@ -8,7 +8,7 @@ a text.
 import re
 from collections.abc import Iterable, Sequence
 from string import Formatter
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from transformers import (
@@ -246,7 +246,8 @@ class Decoder:
             if self._merged and self.tokens and self._vocabulary.is_unit(self.tokens[-1]):
                 scores[self.tokens[-1]] = -torch.inf
             if self._sampling:
-                scores = self._sampling(torch.tensor([self.tokens], dtype=torch.long), scores[None])[0]
+                generated: Any = torch.tensor([self.tokens], dtype=torch.long)
+                scores = self._sampling(generated, scores[None])[0]
             token = int(scores.argmax())
         self._take(token)
         return token
