@@ -104,8 +104,8 @@ async def run(
             return await listen(client, {"model": model, "input": text, "voice": "default", "response_format": "wav"})
 
         for side in (streamed, whole):
-            if error := (await side()).error:
-                raise BenchError(error)
+            if problem := (await side()).error:
+                raise BenchError(problem)
         loads: dict[str, dict[str, Any]] = {}
         plans = {
             "one at a time": (None, requests),
@@ -259,7 +259,7 @@ class _started:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         parts = ("gateway", "encoder", "language", "vocoder")
-        chosen = load("nano", [f"serving.port={port}", *(f"serving.{part}.max_replicas=1" for part in parts)])
+        chosen = load("nano", (f"serving.port={port}", *(f"serving.{part}.max_replicas=1" for part in parts)))
         self._source = find(self._bundle, chosen.tracking.uri)
         start(self._source, chosen)
         return f"http://127.0.0.1:{port}"
