@@ -14,6 +14,8 @@ import typer
 from speechgpt.interop.benches.baseline import BenchError
 from speechgpt.runtime.progress import Progress
 
+GROUP = "speechgpt.benches"
+"""Entry points of benchmarks that live elsewhere (`jobs`, `serve`): functions for Typer, in modules that import little."""
 app = typer.Typer(
     help=__doc__.partition(": ")[2].capitalize(),
     no_args_is_help=True,
@@ -41,14 +43,6 @@ def vocoder(clips: Clips = 200, threads: Threads = 1, seed: Seed = 0, json: Json
     from speechgpt.interop.benches.vocoder import run
 
     show(run, clips, threads, seed, json)
-
-
-@app.command()
-def tokenize(clips: Clips = 40, threads: Threads = 1, seed: Seed = 0, json: Json = False) -> None:
-    """Sound files to units by the job `tokenize`, against fairseq's and transformers' own loops."""
-    # Jobs stand above this room, so that this one is found by its name.
-    [entry] = entry_points(group="speechgpt.benches", name="tokenize")
-    show(entry.load(), clips, threads, seed, json)
 
 
 def show(
@@ -79,3 +73,8 @@ def _tell(facts: dict[str, Any], depth: int = 1) -> None:
             _tell(value, depth + 1)
         else:
             typer.echo(f"{label}: {value}")
+
+
+# Last, for they import from here.
+for _entry in entry_points(group=GROUP):
+    app.command(_entry.name)(_entry.load())
