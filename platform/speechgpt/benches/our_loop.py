@@ -30,12 +30,12 @@ def main(folder: Path) -> None:
     stage, section = StageSection(**plan["stage"]), EngineSection(**plan["engine"])
     zero.join(section)
     torch.manual_seed(plan["seed"])
-    settings = zero.configuration(section, stage, section.workers)
+    settings = zero.configuration(section, stage, section.most_workers)
     with zero.partitioned_loading(settings):
         model = starting.load(folder / "model", gradient_checkpointing=False)
     blocks = Blocks(folder / "blocks.arrow")
     engine = zero.under_zero(Objective(model, *plan["units"]), section, stage, settings)
-    per_step = stage.micro_batch * stage.accumulation * section.workers
+    per_step = stage.micro_batch * stage.accumulation * section.most_workers
 
     def report(figures: dict[str, float], directory: Path | None) -> None:
         if directory is None:

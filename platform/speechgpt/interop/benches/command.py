@@ -15,7 +15,7 @@ from speechgpt.interop.benches.baseline import BenchError
 from speechgpt.runtime.progress import Progress
 
 GROUP = "speechgpt.benches"
-"""Entry points of benchmarks that live elsewhere (`jobs`, `serve`): functions for Typer, in modules that import little."""
+"""Entry points of benchmarks that live elsewhere (jobs, serve): functions for Typer, in modules that import little."""
 app = typer.Typer(
     help=__doc__.partition(": ")[2].capitalize(),
     no_args_is_help=True,
