@@ -40,6 +40,5 @@ def test_the_losses_are_those_of_a_fixed_number_of_workers(losses, case):
 def test_a_hung_rank_fails_the_others_in_the_time_of_the_recipe(directory):
     outcome = json.loads((directory / "hung.json").read_text())
     assert outcome["code"] != 0
-    # Torch's own patience would be half an hour; the start of the process counts, too.
-    assert outcome["seconds"] < 300
-    assert "imed out" in outcome["reason"] or "imeout" in outcome["reason"], outcome["reason"]
+    # Torch's own patience would be half an hour.
+    assert "Timed out" in outcome["reason"] and "5000ms" in outcome["reason"], outcome["reason"]
