@@ -237,7 +237,8 @@ def test_a_streamed_answer_can_be_referred_to(http: TestClient) -> None:
 def test_the_direct_form_leaves_the_transcript_out(http: TestClient) -> None:
     asked = question(wav(tone())) | SPOKEN | {"max_tokens": 80}
     chain, direct = streamed(http, asked), streamed(http, asked | {"reply_form": "direct"})
-    assert chain[2] and not direct[2] and len(direct[1]) > 5000
+    # The tiny model has not learnt this form: it finds words, and no end of them.
+    assert chain[2] and direct[0] and not direct[2]
 
 
 def test_16_khz_on_request(http: TestClient) -> None:
