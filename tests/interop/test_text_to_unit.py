@@ -47,7 +47,7 @@ def test_it_computes_what_fairseq_computes(name: str, made: Path, convert, tmp_p
         with torch.inference_mode():
             ours = maker.model(input_ids=source, decoder_input_ids=given, use_cache=False).logits[0].numpy()
             greedy = maker.model.generate(
-                source, num_beams=1, do_sample=False, max_new_tokens=31, min_new_tokens=1, forced_eos_token_id=None
+                source, num_beams=1, do_sample=False, max_new_tokens=31, decoder_start_token_id=2, eos_token_id=2
             )[0].tolist()
         scores = logits[f"logits{number}"]
         worst = max(worst, float(np.abs(ours - scores).max() / np.abs(scores).max()))

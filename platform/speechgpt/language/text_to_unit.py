@@ -103,6 +103,8 @@ class TextToUnit:
         else:
             text = TokenizerText(PreTrainedTokenizerFast.from_pretrained(folder))
         model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval().to(device)
+        # Some classes come with lengths and beams of their own.
+        model.generation_config = GenerationConfig()
         return cls(model, text, tuple(facts["unit_ids"]), facts["form"])
 
     def save(self, directory: str | Path) -> None:
@@ -135,9 +137,11 @@ class TextToUnit:
         order.sort(key=lambda i: (len(sources[i]), i))
         for first in range(0, len(order), batch):
             chosen = order[first : first + batch]
-            limit = min(max_units, longest - 1, _LEAST + _PER_LETTER * max(len(texts[i]) for i in chosen))
-            for place, units in zip(chosen, self._written([sources[i] for i in chosen], beams, limit), strict=True):
-                found[place] = units
+            limits = [min(max_units, longest - 1, _LEAST + _PER_LETTER * len(texts[i])) for i in chosen]
+            written = self._written([sources[i] for i in chosen], beams, max(limits))
+            for place, limit, units in zip(chosen, limits, written, strict=True):
+                # Its own limit, whatever stands beside it in the batch.
+                found[place] = units if len(units) <= limit else ()
         return found
 
     def _written(self, sources: Sequence[Sequence[int]], beams: int, limit: int) -> list[tuple[int, ...]]:
