@@ -141,7 +141,8 @@ if __name__ == "__main__":
     cases = sys.argv[3].split(",")
     engine.import_deepspeed()
     tiny_model(tied=False).save_pretrained(directory / "start")
-    trained(2, "fixed", STAGE.steps, cases)
+    # All ZeRO stages have the same losses.
+    trained(2, "fixed", STAGE.steps, ["zero-0", "lora-2"])
     trained(2, "resized", 3, cases)
     trained(1, "resized", 6, cases)
     trained(2, "resized", STAGE.steps, cases)
