@@ -41,7 +41,7 @@ def small(monkeypatch):
 
 
 def test_all_sides_are_given_the_same_rows(small, tmp_path):
-    drawn, micro, fill = train.prepare(train.Settings(rounds=1, steps=2, workers=2), 0, tmp_path)
+    drawn, micro, fill = train.prepare(train.Settings(rounds=1, steps=2, accumulation=1, workers=2), 0, tmp_path)
     blocks, padded = Blocks(tmp_path / "blocks.arrow"), Rows(tmp_path / "rows.npz")
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert len(padded) == len(drawn.rows)
@@ -86,7 +86,7 @@ def test_turns_are_told_apart_and_the_slowest_rank_counts(tmp_path, monkeypatch)
 
 @pytest.mark.evidence
 def test_the_three_sides_train_and_are_told_with_profile_and_floor():
-    done = CliRunner().invoke(app, ["train", "--rounds", "2", "--steps", "1", "--json"])
+    done = CliRunner().invoke(app, ["train", "--rounds", "2", "--accumulation", "2", "--json"])
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     conditions = result["conditions"]

@@ -16,7 +16,8 @@ def train(
         typer.Option(help="Lengths of SpeechInstruct's cross-modal or chain-of-modality rows."),
     ] = "crossmodal",
     rounds: Annotated[int, typer.Option(min=1, help="Turns that each side takes.")] = 5,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps in a turn.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps in a turn.")] = 1,
+    accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches in a step; the authors' have 12 and 4.")] = 4,
     workers: Annotated[int, typer.Option(min=1, help="Processes of each side.")] = 1,
     zero_stage: Annotated[int, typer.Option(min=0, max=3, help="Of ours and of the bare engine.")] = 2,
     threads: Threads = 1,
@@ -28,5 +29,5 @@ def train(
 
     from speechgpt.benches.train import Settings, run
 
-    settings = Settings(rows=rows, rounds=rounds, steps=steps, workers=workers, zero_stage=zero_stage)
+    settings = Settings(rows, rounds, steps, accumulation, workers, zero_stage)
     show(partial(run, settings), rounds, threads, seed, json, unit="rounds")

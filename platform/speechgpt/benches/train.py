@@ -36,8 +36,10 @@ SIDES = ("our_loop", "bare_deepspeed", "padded_trainer")
 class Settings:
     rows: RowLengths = "crossmodal"
     rounds: int = 5
-    steps: int = 2
+    steps: int = 1
     """Optimiser steps in a turn."""
+    accumulation: int = 4
+    """Micro-batches in a step. The authors' scripts have 12 (cross-modal) and 4 (chain of modality)."""
     workers: int = 1
     zero_stage: int = 2
 
@@ -93,6 +95,7 @@ def _measure(
         "conditions": {
             **machine(threads),
             "workers": settings.workers,
+            "accumulation": settings.accumulation,
             "zero_stage": settings.zero_stage,
             "rows": f"{settings.rows}: {len(rows.rows)}, {mean_length(rows):.0f} tokens on average, {rows.cut} cut at "
             f"{rows.block}",
@@ -132,14 +135,14 @@ def prepare(settings: Settings, seed: int, folder: Path) -> tuple[Rows, int, flo
     )
     # One turn before the measured ones, and one after them that is profiled.
     steps = (settings.rounds + 2) * settings.steps
-    rows = draw(settings.rows, 64 + steps * settings.workers * 16, SHAPE["vocab_size"], seed)
+    micro_batches = steps * settings.accumulation * settings.workers
+    rows = draw(settings.rows, 64 + micro_batches * 16, SHAPE["vocab_size"], seed)
     micro = blocks_a_batch(rows)
-    per_step = micro * settings.workers
     order = (number % len(rows.rows) for number in counting())
     planned = packing.plan(order, [len(ids) for ids, _ in rows.rows], rows.block)
     packed = [
         packing.pack([rows.rows[number] for number in next(planned)], rows.block, pad_id=0)
-        for _ in range(steps * per_step)
+        for _ in range(micro_batches * micro)
     ]
     blocks.write(folder / "blocks.arrow", [blocks.table(range(len(packed)), packed)], rows.block)
     np.savez(
@@ -153,7 +156,7 @@ def prepare(settings: Settings, seed: int, folder: Path) -> tuple[Rows, int, flo
         "steps": steps,
         "block": rows.block,
         "micro_batch": micro,
-        "accumulation": 1,
+        "accumulation": settings.accumulation,
         "learning_rate": 1e-4,
         "schedule": "constant",
         "warmup": 0.0,
