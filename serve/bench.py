@@ -258,8 +258,12 @@ class _started:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        parts = ("gateway", "encoder", "language", "vocoder")
-        chosen = load("nano", (f"serving.port={port}", *(f"serving.{part}.max_replicas=1" for part in parts)))
+        chosen = load("nano")
+        one = {
+            part: getattr(chosen.serving, part).model_copy(update={"max_replicas": 1})
+            for part in ("gateway", "encoder", "language", "vocoder")
+        }
+        chosen = chosen.model_copy(update={"serving": chosen.serving.model_copy(update={"port": port, **one})})
         self._source = find(self._bundle, chosen.tracking.uri)
         start(self._source, chosen)
         return f"http://127.0.0.1:{port}"
