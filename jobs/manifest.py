@@ -131,7 +131,8 @@ def inspected_by_workers(
     facts: list[SoundFacts | None] = [None] * len(paths)
     # Tasks end in any order.
     for row in looked_at.iter_rows():
-        facts[row.pop("number")] = SoundFacts(**row)
+        number = row.pop("number")
+        facts[number] = SoundFacts(**row)
     for path, fact in zip(paths, facts, strict=True):
         if fact is None:
             raise JobError(f"{path} was looked at by no worker; run the job again")
