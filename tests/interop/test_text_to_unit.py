@@ -46,8 +46,16 @@ def test_it_computes_what_fairseq_computes(name: str, made: Path, convert, tmp_p
         source, given = torch.tensor([theirs["source"]]), torch.tensor([theirs["given"]])
         with torch.inference_mode():
             ours = maker.model(input_ids=source, decoder_input_ids=given, use_cache=False).logits[0].numpy()
+            # fairseq's search never pads and gives one token at least.
             greedy = maker.model.generate(
-                source, num_beams=1, do_sample=False, max_new_tokens=31, decoder_start_token_id=2, eos_token_id=2
+                source,
+                num_beams=1,
+                do_sample=False,
+                min_new_tokens=1,
+                max_new_tokens=31,
+                suppress_tokens=[1],
+                decoder_start_token_id=2,
+                eos_token_id=2,
             )[0].tolist()
         scores = logits[f"logits{number}"]
         worst = max(worst, float(np.abs(ours - scores).max() / np.abs(scores).max()))
