@@ -189,11 +189,12 @@ def show(recipe: Recipe, plans: "list[StagePlan]", table: "HardwareSection", mac
         f"({table.prices.source}, {table.prices.as_of})",
         soft_wrap=True,
     )
-    stages = Table(title="Stages")
-    for heading in ("stage", "parameters", "learnt", "steps", "tokens", "hours", table.prices.currency, "checkpoint"):
-        stages.add_column(heading, justify="left" if heading == "stage" else "right")
-    for heading in ("GiB each", "fits"):
-        stages.add_column(heading, justify="right")
+    # Without lines, so that the columns have room on a terminal of 80.
+    stages = Table(title="Stages; GiB saved and on each", box=None, pad_edge=False)
+    stages.add_column("stage", no_wrap=True)
+    money = table.prices.currency
+    for heading in ("model", "learnt", "steps", "tokens", "hours", money, "saved", "each", "fits"):
+        stages.add_column(heading, justify="right", no_wrap=True)
     for plan in plans:
         stages.add_row(
             plan.stage,
@@ -203,12 +204,12 @@ def show(recipe: Recipe, plans: "list[StagePlan]", table: "HardwareSection", mac
             _count(plan.tokens),
             f"{plan.hours:.3g}",
             f"{plan.cost:,.0f}",
-            f"{_gib(plan.checkpoint_bytes)} GiB",
+            _gib(plan.checkpoint_bytes),
             _gib(plan.footprint.peak),
             "yes" if plan.fits else "no",
         )
     console.print(stages)
-    ways = Table(title="GiB of one worker at its fullest (— does not fit)")
+    ways = Table(title="GiB of one worker at its fullest (— does not fit)", box=None)
     ways.add_column("engine")
     for plan in plans:
         ways.add_column(plan.stage, justify="right")
