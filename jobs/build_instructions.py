@@ -1,8 +1,9 @@
 """Job `instructions`: units, questions, text instructions and published files become training rows.
 
-Reads `units/`, the recipe's world, `instructions.text_instructions` and `instructions.published`. Writes
-`instructions/rows.parquet` (a directory: one part a shard of units, one a range of a published file, one for what is
-text alone), `instructions/refused.parquet` (the ids of what no row was made from, and why),
+Reads `units/`, the recipe's world, `instructions.text_instructions`, `instructions.questions` and
+`instructions.published`. Writes
+`instructions/rows.parquet` (a directory: one part a shard of units, one a range of a published file or of question
+sets, one for what is text alone), `instructions/refused.parquet` (the ids of what no row was made from, and why),
 `instructions/questions.parquet` and `instructions/report.json`.
 Held-out questions and stranger voices stay out of the rows.
 
@@ -22,12 +23,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs import published_rows
+from jobs import published_rows, question_sets, spoken_questions, train_text_to_unit
 from jobs.shell import Context, Job, JobError, command
 
 if TYPE_CHECKING:
     from jobs.published_rows import PublishedPart
+    from jobs.question_sets import QuestionSets
     from speechgpt.interop.instruction_rows import PublishedRows
+    from speechgpt.language.conversations import Pair
     from speechgpt.language.instructions import Refusal, Row, RowBuilder, Utterance, WrittenQuestion
     from speechgpt.recipe import Recipe
     from speechgpt.runtime.workspace import Workspace
@@ -41,6 +44,8 @@ REFUSED_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "kind", "
 _TALLY = b"tally"
 """Metadata of a part that says what it holds and what was refused: a killed job need not count again."""
 _UNREADABLE = "unreadable"
+_REFUSED_QUESTIONS = "questions-refused.parquet"
+"""A part without rows, whose tally says what was refused of the question sets before any row was made."""
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -55,7 +60,8 @@ def run(context: Context) -> dict[str, Any]:
         written = []
     for file in recipe.instructions.text_instructions:
         written += read_instructions(file)
-    parts = _own_parts(context, written) + _published_parts(context)
+    sets = question_sets.read(recipe)
+    parts = _own_parts(context, written, sets) + _question_parts(context, sets) + _published_parts(context)
 
     tallies = [tally_of(workspace, f"{ROWS}/{part}") for part in parts]
     report = total(tallies)
@@ -67,6 +73,8 @@ def run(context: Context) -> dict[str, Any]:
         raise JobError(f"{workspace.uri}: every row was refused; {workspace.path(REFUSED)} says why")
     if lines := _lines_of_files(tallies):
         report["published"] = lines
+    if sets.counts:
+        report["questions"] = sets.counts
     workspace.write_table(QUESTIONS, pa.Table.from_pylist([asdict(question) for question in questions]))
     workspace.write_json(REPORT, report)
     figures = {"rows": report["rows"], "refused": report["refused"]}
@@ -74,7 +82,7 @@ def run(context: Context) -> dict[str, Any]:
     return {"figures": figures, "outputs": [ROWS, *refused, QUESTIONS, REPORT]}
 
 
-def _own_parts(context: Context, written: "Sequence[WrittenQuestion]") -> list[str]:
+def _own_parts(context: Context, written: "Sequence[WrittenQuestion]", sets: "QuestionSets") -> list[str]:
     """Rows of this run's units and of text; the names of their parts."""
     import ray.data
 
@@ -90,13 +98,34 @@ def _own_parts(context: Context, written: "Sequence[WrittenQuestion]") -> list[s
     missing = [shard for shard, part in parts.items() if not workspace.exists(f"{ROWS}/{part}")]
     if missing:
         ray_data.connect(recipe.resources)
-        build = partial(_build_shard, workspace=workspace, shared=ray.put(builder), voice=recipe.voices.answer)
+        shared = ray.put((builder, sets.earlier(recipe)))
+        build = partial(_build_shard, workspace=workspace, shared=shared, voice=recipe.voices.answer)
         to_do = ray.data.from_items([{"shard": shard} for shard in missing], override_num_blocks=len(missing))
         done = len(shards) - len(missing)
         with context.progress.count("building instructions", len(shards), "shards", done) as counter:
             for _ in to_do.map(build).iter_rows():
                 counter.advance()
     return ["text.parquet", *parts.values()]
+
+
+def _question_parts(context: Context, sets: "QuestionSets") -> list[str]:
+    """Rows of the question sets, and what was refused of them; the names of their parts."""
+    from jobs import ray_data
+
+    recipe, workspace = context.recipe, context.workspace
+    if not sets.counts:
+        return []
+    write_part(workspace, _REFUSED_QUESTIONS, sets.refused)
+    parts = spoken_questions.plan(sets.kept, recipe)
+    missing = [part for part in parts if not workspace.exists(f"{ROWS}/{part.name}")]
+    if missing:
+        ray_data.connect(recipe.resources)
+        builder = builder_of(recipe, workspace, ())
+        done = len(sets.kept) - sum(map(len, missing))
+        with context.progress.count("speaking question sets", len(sets.kept), "dialogues", done) as counter:
+            for count in spoken_questions.make(missing, sets.kept, recipe, workspace, builder, write_part):
+                counter.advance(count)
+    return [_REFUSED_QUESTIONS, *(part.name for part in parts)]
 
 
 def _published_parts(context: Context) -> list[str]:
@@ -213,8 +242,8 @@ def speaks(clip: Mapping[str, Any], voice: str) -> bool:
     return voice in (clip["voice"], clip["speaker"])
 
 
-def utterance(clip: Mapping[str, Any], voice: str) -> "Utterance":
-    """A row of the units table as the builder takes it."""
+def utterance(clip: Mapping[str, Any], voice: str, earlier: "tuple[Pair, ...]" = ()) -> "Utterance":
+    """A row of the units table as the builder takes it. earlier: of a dialogue's question, what was said before."""
     from speechgpt.language.instructions import Utterance
 
     return Utterance(
@@ -224,6 +253,7 @@ def utterance(clip: Mapping[str, Any], voice: str) -> "Utterance":
         clip["category"] or "",
         clip["answer"] or "",
         speaks(clip, voice),
+        earlier,
     )
 
 
@@ -297,21 +327,28 @@ def _build_shard(row: dict[str, Any], workspace: "Workspace", shared: Any, voice
     import ray
 
     # By reference, the builder with all spoken answers is copied to each node once and not to each task.
-    write_part(workspace, PurePosixPath(row["shard"]).name, _rows_of(workspace, row["shard"], ray.get(shared), voice))
+    builder, earlier = ray.get(shared)
+    made = _rows_of(workspace, row["shard"], builder, voice, earlier)
+    write_part(workspace, PurePosixPath(row["shard"]).name, made)
     return row
 
 
-def _rows_of(workspace: "Workspace", shard: str, builder: "RowBuilder", voice: str) -> "Iterator[Row | Refusal]":
+def _rows_of(
+    workspace: "Workspace", shard: str, builder: "RowBuilder", voice: str, earlier: Mapping[str, "tuple[Pair, ...]"]
+) -> "Iterator[Row | Refusal]":
     for clip in workspace.read_table(shard).to_pylist():
         if is_for_training(clip) and clip["units"]:
-            yield from builder.of_utterance(utterance(clip, voice))
+            yield from builder.of_utterance(utterance(clip, voice, earlier.get(clip["question_id"] or "", ())))
 
 
 JOB = Job(
     name="instructions",
     part="instructions",
     run=run,
-    reads=lambda recipe, argument: ("tokenize",) if recipe.instructions.own else (),
+    reads=lambda recipe, argument: (
+        *(("tokenize",) if recipe.instructions.own else ()),
+        *(("train-text-to-unit",) if train_text_to_unit.is_needed(recipe) else ()),
+    ),
     sections=lambda recipe: (
         "world",
         "instructions",
@@ -319,8 +356,13 @@ JOB = Job(
         "language.prefix",
         "voices.answer",
         *published_rows.sections(recipe),
+        *(("text_to_unit.beams", "text_to_unit.max_units") if train_text_to_unit.is_needed(recipe) else ()),
     ),
-    files=lambda recipe: recipe.instructions.text_instructions + recipe.instructions.published,
+    files=lambda recipe: (
+        *recipe.instructions.text_instructions,
+        *recipe.instructions.questions.files,
+        *recipe.instructions.published,
+    ),
     partial=(ROWS, REFUSED),
 )
 main = command(JOB)

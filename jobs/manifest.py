@@ -1,8 +1,9 @@
 """Job `manifest`: check the recordings that come in, and list the sentences that the voices are to speak.
 
-Reads the shipped recordings, `data.extra_manifests` and `corpora.sources`. Writes `manifest/utterances.parquet`,
-`manifest/prompts.parquet`, for recordings with the same bytes `manifest/same_sound.parquet`, and, for rows that cannot
-be used, `quarantine/manifest.parquet`. Many sound files are looked at by Ray's workers, few by this process.
+Reads the shipped recordings, `data.extra_manifests`, `corpora.sources` and the question sets that voices are to speak.
+Writes `manifest/utterances.parquet`, `manifest/prompts.parquet`, for recordings with the same bytes
+`manifest/same_sound.parquet`, and, for rows that cannot be used, `quarantine/manifest.parquet`. Many sound files are
+looked at by Ray's workers, few by this process.
 """
 
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs import shards
+from jobs import question_sets, shards
 from jobs.shell import Context, Job, JobError, command
 from speechgpt.evaluation.normaliser import words
 from speechgpt.recipe import Recipe
@@ -163,13 +164,18 @@ def prompts_of(recipe: Recipe) -> pa.Table:
     """What the recipe's voices are to speak (PROMPT_SCHEMA)."""
     from speechgpt.language import world
     from speechgpt.language.script import script, spread
+    from speechgpt.language.world import Question
 
     made = world.load(recipe.world, recipe.seed)
     questions = made.questions()
     # A world cut short is asked as much less of what it does not know.
     outside = spread(made.outside(), len(questions) // _QUESTIONS_FOR_ONE_OUTSIDE, recipe.seed)
+    more = [
+        Question(turn.id, category, turn.question, turn.answer, "train")
+        for turn, category in question_sets.to_speak(recipe)
+    ]
     lines = script(
-        questions + outside,
+        questions + outside + more,
         made.readings(recipe.world.readings, recipe.seed),
         recipe.voices,
         held_out=recipe.evaluation.questions,
@@ -182,7 +188,7 @@ def prompts_of(recipe: Recipe) -> pa.Table:
 def _sections(recipe: Recipe) -> tuple[str, ...]:
     """`corpora` only where something is in it: a run without is the run that it was before there was such a key."""
     corpora = ("corpora",) if recipe.corpora.model_fields_set else ()
-    return ("data", "world", "voices", "evaluation.questions", *corpora)
+    return ("data", "world", "voices", "evaluation.questions", *corpora, *question_sets.spoken_sections(recipe))
 
 
 JOB = Job(
@@ -190,7 +196,7 @@ JOB = Job(
     part="manifest",
     run=run,
     sections=_sections,
-    files=sources,
+    files=lambda recipe: [*sources(recipe), *question_sets.spoken_files(recipe)],
     trees=lambda recipe: [corpus.uri for corpus in recipe.corpora.sources],
 )
 main = command(JOB)

@@ -51,10 +51,12 @@ def steps(recipe: Recipe) -> list[tuple[Job, str | None]]:
         tokenize_speech,
         train_encoder,
         train_language,
+        train_text_to_unit,
         train_vocoder,
     )
 
-    before = (manifest, synthesize, train_encoder, fit_units, tokenize_speech, build_instructions)
+    writer = (train_text_to_unit,) if train_text_to_unit.is_needed(recipe) else ()
+    before = (manifest, synthesize, train_encoder, fit_units, tokenize_speech, *writer, build_instructions)
     after = (train_vocoder.JOB, publish.JOB, evaluate.JOB, publish.PROMOTE)
     stages: list[tuple[Job, str | None]] = [(train_language.JOB, stage) for stage in recipe.stages]
     return [(module.JOB, None) for module in before] + stages + [(job, None) for job in after]

@@ -18,7 +18,7 @@ def check(recipe: Recipe) -> None:
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
-    from jobs import published_rows
+    from jobs import published_rows, question_sets, train_text_to_unit
     from jobs.build_instructions import read_instructions
     from speechgpt.evaluation import recogniser
     from speechgpt.speech import teacher
@@ -32,13 +32,19 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield from _tried("", read_instructions, file)
     for file in recipe.instructions.published:
         yield from _tried("", published_rows.check, file)
+    for file in recipe.instructions.questions.files:
+        yield from _tried("", question_sets.check, file, recipe.instructions.questions)
     if recipe.encoder.init == "scratch":
         yield from _tried("encoder.training.teacher", teacher.check, recipe.encoder.training.teacher)
     if recipe.evaluation.recogniser != "none":
         yield from _tried("evaluation", recogniser.find, recipe.evaluation.recogniser)
     if recipe.language.base.endswith((".gguf", pretrained.PACKAGED)):
         yield from _tried("language.base", pretrained.locate, recipe.language.base)
-    places = {"encoder.init": recipe.encoder.init, "language.base": recipe.language.base}
+    if train_text_to_unit.is_needed(recipe) and (init := recipe.text_to_unit.init) != "train":
+        places = {"text_to_unit.init": init}
+    else:
+        places = {}
+    places |= {"encoder.init": recipe.encoder.init, "language.base": recipe.language.base}
     places |= {"vocoder.init": recipe.vocoder.init, "codebook.init": recipe.codebook.init}
     for key, place in places.items():
         if place.startswith(("/", "./", "../", "~")) and not place.endswith(".gguf") and not Path(place).is_dir():

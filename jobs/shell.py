@@ -25,7 +25,10 @@ from speechgpt.runtime.progress import Progress
 from speechgpt.runtime.tracking import Run, Tracking
 from speechgpt.runtime.workspace import Workspace
 
-PARTS = ("manifest", "speech", "encoder", "units", "instructions", "models", "vocoder", "bundles", "reports")
+PARTS = (
+    *("manifest", "speech", "encoder", "units", "text2unit", "instructions"),
+    *("models", "vocoder", "bundles", "reports"),
+)
 """Directories of a workspace that hold markers."""
 
 

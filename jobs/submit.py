@@ -94,10 +94,15 @@ def main(
     address: Address = LOCAL,
     detach: Annotated[bool, typer.Option("--detach", help="Return as soon as the cluster has the job.")] = False,
     submission_id: Annotated[str, typer.Option(help="Name the job instead of deriving its id from its content.")] = "",
+    retries: Annotated[
+        int, typer.Option(min=0, help="How often a job that failed is sent again, to go on from its workspace.")
+    ] = 0,
     again: Annotated[bool, typer.Option("--again", help="Run once more what has already succeeded.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Submit a job to a Ray cluster, follow its log, and end as it ends."""
+    if retries and detach:
+        _usage("--retries needs somebody who sees the job fail: leave out --detach")
     work = _work(job, argument, recipe, tuple(overrides or ()), workspace)
     name = submission_id or work.name()
     with _reported():
@@ -115,7 +120,12 @@ def main(
                 detach = True
             else:
                 _say(f"{running} is already {last.status.lower()}: attaching to it")
-        _end(client, running, detach, json)
+        while not detach and _follow(client, running, json) == "FAILED" and retries:
+            retries -= 1
+            running = job_client.attempt_id(name, len(job_client.attempts(client, name)) + 1)
+            _say(f"failed; submitting {running}, which goes on from the workspace")
+            _submit(client, running, work)
+        _end(client, running, json, message=detach)
 
 
 def status(submission_id: SubmissionId, address: Address = LOCAL, json: JsonOption = False) -> None:
@@ -136,7 +146,8 @@ def logs(
         client = job_client.connect(address)
         job_client.details(client, submission_id)
         if follow:
-            _end(client, submission_id, detach=False, json=False)
+            _follow(client, submission_id, json=False)
+            _end(client, submission_id, json=False, message=False)
         else:
             text = job_client.call(client, "read the log", lambda: client.get_job_logs(submission_id))
             sys.stdout.write(text)
@@ -173,9 +184,7 @@ def list_jobs(address: Address = LOCAL, json: JsonOption = False) -> None:
 
 def _work(job: str, argument: str | None, source: str, overrides: tuple[str, ...], workspace: str) -> Work:
     """What the command line asks for; whatever is wrong with it is said before anything is sent."""
-    variants = _variants(job)
-    if (argument or "") not in (variants or ("",)):
-        _usage(f"{job} takes {'one of ' + ', '.join(variants) if variants else 'no argument'}, not {argument!r}")
+    argument_of(job, argument)
     if not workspace:
         _usage("--workspace is missing: s3://bucket/prefix, or a directory that all nodes share")
     place = workspace if "://" in workspace else str(Path(workspace).expanduser().resolve())
@@ -190,6 +199,14 @@ def _work(job: str, argument: str | None, source: str, overrides: tuple[str, ...
                 "Give it to the nodes instead (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, AWS_…)"
             )
     return Work(job, argument, source, overrides, recipe, place)
+
+
+def argument_of(job: str, argument: str | None = None) -> str | None:
+    """`argument`, if `job` is one that takes it; else a message and exit code 2."""
+    variants = _variants(job)
+    if (argument or "") not in (variants or ("",)):
+        _usage(f"{job} takes {'one of ' + ', '.join(variants) if variants else 'no argument'}, not {argument!r}")
+    return argument
 
 
 def _variants(verb: str) -> tuple[str, ...]:
@@ -216,25 +233,30 @@ def _submit(client: "JobSubmissionClient", submission_id: str, work: Work) -> No
         job_client.submit(client, submission_id, request)
 
 
-def _end(client: "JobSubmissionClient", submission_id: str, detach: bool, json: bool) -> None:
-    """Follow to the end unless detached, print the state, and exit 1 unless the job succeeded."""
+def _end(client: "JobSubmissionClient", submission_id: str, json: bool, message: bool) -> None:
+    """Print the state, and exit 1 if the job failed or was stopped.
+
+    Of a failure Ray's message repeats the end of the log: it is for who has not just seen that.
+    """
+    details = job_client.details(client, submission_id)
+    _print_state(details, json, message)
+    if details.status in ("FAILED", "STOPPED"):
+        raise typer.Exit(1)
+
+
+def _follow(client: "JobSubmissionClient", submission_id: str, json: bool) -> str:
+    """Print the log as it comes; the job's final status."""
     out = sys.stderr if json else sys.stdout
 
     def emit(text: str) -> None:
         out.write(text)
         out.flush()
 
-    if not detach:
-        try:
-            job_client.follow(client, submission_id, emit, notice=_say)
-        except KeyboardInterrupt:
-            _say(f"the job goes on: speechgpt logs {submission_id} --follow, speechgpt stop {submission_id}")
-            raise typer.Exit(130) from None
-    details = job_client.details(client, submission_id)
-    # Of a failure Ray's message repeats the end of the log, which was just printed.
-    _print_state(details, json, message=detach)
-    if details.status in ("FAILED", "STOPPED"):
-        raise typer.Exit(1)
+    try:
+        return str(job_client.follow(client, submission_id, emit, notice=_say))
+    except KeyboardInterrupt:
+        _say(f"the job goes on: speechgpt logs {submission_id} --follow, speechgpt stop {submission_id}")
+        raise typer.Exit(130) from None
 
 
 def _state(details: "JobDetails") -> dict[str, Any]:

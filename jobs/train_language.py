@@ -1,11 +1,9 @@
 """Train one stage of the language model: Ray Data tokenises and packs its rows, Ray Train runs DeepSpeed over them."""
 
 import hashlib
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -32,9 +30,14 @@ def run(context: Context) -> dict[str, Any]:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from jobs import ray_data
+    # What `ray.train.ScalingConfig` is, but for type checkers, which find the old one there.
+    from ray.train.v2.api.config import ScalingConfig
+
+    from jobs import ray_data, stage_checkpoints, stage_validation
+    from jobs.preemption import detect_hangs
+    from jobs.spoken_samples import SpokenSamples
+    from jobs.stage_failure import reason
     from jobs.training_curves import training_curves
-    from jobs.training_storage import forget_broken_run
     from speechgpt.training.engine import multiplies_bf16
 
     name, recipe, workspace = _stage_name(context), context.recipe, context.workspace
@@ -43,11 +46,14 @@ def run(context: Context) -> dict[str, Any]:
     start = _starting_model(context)
     blocks, digest, figures = _blocks(context, start)
     resources = {"CPU": engine.cpus_per_worker} | ({"GPU": engine.gpus_per_worker} if engine.gpus_per_worker else {})
-    forget_broken_run(workspace, f"checkpoints/{name}/run", context.progress.say)
+    checkpoints = f"checkpoints/{name}/run"
+    stage_checkpoints.tidy(workspace, checkpoints, stage.keep, context.progress.say)
+    detect_hangs(engine.collective_timeout_seconds, gpus=engine.gpus_per_worker > 0)
     if engine.precision == "bf16" and not engine.gpus_per_worker and not multiplies_bf16():
         context.progress.say("engine.precision: this CPU has no bfloat16 instructions; fp32 is many times faster on it")
-    with training_curves(context, name, stage.steps) as curves:
-        result = TorchTrainer(
+    held_out = stage_validation.held_out(context, name, start)
+    with training_curves(context, name, stage.steps, SpokenSamples(context).log) as curves:
+        trainer = TorchTrainer(
             _train,
             train_loop_config={
                 "recipe": recipe,
@@ -56,16 +62,19 @@ def run(context: Context) -> dict[str, Any]:
                 "start": start,
                 "blocks": digest,
                 "curves": curves,
+                "held_out": held_out,
             },
-            torch_config=TorchConfig(backend="nccl" if engine.gpus_per_worker else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
+            torch_config=TorchConfig(
+                backend="nccl" if engine.gpus_per_worker else "gloo", timeout_s=engine.collective_timeout_seconds
+            ),
+            scaling_config=ScalingConfig(
                 num_workers=engine.workers,
+                elastic_resize_monitor_interval_s=engine.resize_seconds,
                 use_gpu=engine.gpus_per_worker > 0,
                 resources_per_worker=resources,
                 accelerator_type=(recipe.resources.accelerator or None) if engine.gpus_per_worker else None,
             ),
             run_config=ray.train.RunConfig(
-                # The same name and storage make Ray Train go on from the checkpoints of an attempt that was killed.
                 name="run",
                 storage_path=workspace.root(f"checkpoints/{name}"),
                 storage_filesystem=workspace.fs,
@@ -75,9 +84,15 @@ def run(context: Context) -> dict[str, Any]:
             datasets={"blocks": blocks},
             # Every node reads the whole stage and picks its blocks by index.
             dataset_config=ray.train.DataConfig(datasets_to_split=[]),
-        ).fit()
-    assert result.metrics is not None
-    return {"figures": {**figures, **result.metrics}, "outputs": [f"models/{name}"]}
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise JobError(f"stages.{name} failed, and engine.max_failures is spent: {reason(error)}") from error
+    stage_checkpoints.tidy(workspace, checkpoints, stage.keep, context.progress.say)
+    figures = {**(result.metrics or {}), **figures, **workspace.read_json(f"checkpoints/{name}/figures.json")}
+    figures |= stage_validation.summary(workspace, name) | stage_validation.register(context, name)
+    return {"figures": figures, "outputs": [f"models/{name}"]}
 
 
 def _stage_name(context: Context) -> StageName:
@@ -144,13 +159,15 @@ def _blocks(context: Context, start: str) -> tuple["ray.data.Dataset", str, dict
     import ray
     import ray.data
 
+    from jobs import held_out
     from speechgpt.training import mixture, packing
+    from speechgpt.training.elastic import blocks_a_step
 
     name, recipe, workspace = _stage_name(context), context.recipe, context.workspace
     stage = recipe.stages[name]
-    rows = workspace.read_table(_ROWS)
+    rows, _ = held_out.divided(workspace.read_table(_ROWS), stage)
     kinds = [kind for kind, weight in stage.mixture.items() if weight > 0]
-    rows = rows.filter(pc.and_(pc.equal(rows["split"], "train"), pc.is_in(rows["kind"], pa.array(kinds)))).sort_by("id")
+    rows = rows.filter(pc.is_in(rows["kind"], pa.array(kinds))).sort_by("id")
     tasks = [rows.slice(first, _ROWS_PER_TASK) for first in range(0, max(len(rows), 1), _ROWS_PER_TASK)]
     tokenise: Callable[..., pa.Table] = _tokenise
     arguments = {"workspace": workspace, "start": start, "loss_on": stage.loss_on, "unit_weight": stage.unit_weight}
@@ -170,7 +187,7 @@ def _blocks(context: Context, start: str) -> tuple["ray.data.Dataset", str, dict
     try:
         draws = mixture.draw(table["kind"].to_pylist(), table["category"].to_pylist(), stage.mixture, recipe.seed)
         planned = packing.plan(draws, lengths.tolist(), stage.block)
-        count = stage.steps * stage.micro_batch * stage.accumulation * recipe.engine.workers
+        count = stage.steps * blocks_a_step(stage, recipe.engine)
         plan = [next(planned) for _ in range(count)]
     except ValueError as error:
         raise JobError(f"stages.{name}: {error}; rows come from the job `instructions`") from None
@@ -253,8 +270,11 @@ def _train(config: dict[str, Any]) -> None:
     import torch
     from torch import distributed
 
+    from jobs.preemption import Departures
+    from jobs.stage_checkpoints import StageCheckpoints, Uploads
+    from jobs.stage_validation import StageWatch
+    from speechgpt.training import elastic, node_local, starting
     from speechgpt.training import engine as zero
-    from speechgpt.training import starting
     from speechgpt.training.blocks import Blocks
     from speechgpt.training.export import export
     from speechgpt.training.loop import train
@@ -262,20 +282,22 @@ def _train(config: dict[str, Any]) -> None:
 
     recipe: Recipe = config["recipe"]
     workspace: Workspace = config["workspace"]
-    stage, section = recipe.stages[config["stage"]], recipe.engine
+    section = recipe.engine
     where = ray.train.get_context()
     rank = where.get_world_rank()
+    stage = elastic.for_workers(recipe.stages[config["stage"]], section, where.get_world_size())
     zero.join(section)
-    path = _on_this_node(config["blocks"])
-    if where.get_local_rank() == 0 and not path.is_file():
-        _stream(path, stage.block)
+    # A worker that is started again finds them there.
+    path = node_local.directory() / f"{config['blocks'][:32]}.arrow"
+    node_local.made_once(path, lambda partial: _stream(partial, stage.block))
     distributed.barrier()
-    torch.manual_seed(recipe.seed + rank)
+    torch.manual_seed(recipe.seed)
     settings = zero.configuration(section, stage, where.get_world_size())
     with workspace.fetch(config["start"]) as start:
         vocabulary, prompts = starting.interface(start)
         with zero.partitioned_loading(settings):
-            model: Any = starting.load(start, section.gradient_checkpointing)
+            int8 = stage.lora is not None and stage.lora.base == "int8"
+            model: Any = starting.load(start, section.gradient_checkpointing, int8)
         if stage.lora:
             model = starting.add_lora(model, stage.lora, stage.start_from, recipe.seed)
     objective = Objective(model, vocabulary.first_unit, vocabulary.unit_count)
@@ -285,52 +307,34 @@ def _train(config: dict[str, Any]) -> None:
         "trainable_parameters": zero.parameter_count(model, trainable=True),
     }
 
+    blocks, uploads = Blocks(path), Uploads()
+    watch = StageWatch(config, stage, engine, blocks, vocabulary, prompts)
+
     def report(figures: dict[str, float], directory: Path | None) -> None:
+        figures = watch.gauges.read(figures)
         last.update(figures)
         if directory is not None:
-            ray.train.report(dict(last), checkpoint=ray.train.Checkpoint.from_directory(directory))
+            uploads.report(dict(last), directory)
         elif rank == 0:
             # Straight to the driver: ray.train.report waits for every worker and for the controller's next look.
             config["curves"].send(figures)
 
-    train(engine, Blocks(path), stage, report, _Reported())
+    store = StageCheckpoints(workspace, f"checkpoints/{config['stage']}/run")
+    blocks_read = train(engine, blocks, stage, report, store, recipe.seed, Departures(), watch.validation)
     with ExitStack() as opened:
         directory = opened.enter_context(workspace.stage(f"models/{config['stage']}")) if rank == 0 else None
-        export(engine, directory)
-        if directory is not None and not stage.lora:
-            vocabulary.save(directory)
-            prompts.save(directory)
+        if not watch.take_best(directory):
+            export(engine, directory)
+            if directory is not None and not stage.lora:
+                vocabulary.save(directory)
+                prompts.save(directory)
+    if rank == 0:
+        # An attempt that finds the last step done reports nothing to Ray Train, which then has no figures.
+        steps = blocks_read // elastic.blocks_a_step(recipe.stages[config["stage"]], section)
+        closing = {**last, "step": steps, "blocks_read": blocks_read}
+        workspace.write_json(f"checkpoints/{config['stage']}/figures.json", closing)
     distributed.barrier()
-    if where.get_local_rank() == 0:
-        path.unlink()
-
-
-class _Reported:
-    """Checkpoints that this run, or an earlier attempt at it, reported to Ray Train."""
-
-    def newest_first(self) -> Iterator[AbstractContextManager[Path]]:
-        import ray.train
-
-        for reported in reversed(ray.train.get_all_reported_checkpoints()):
-            yield _opened(reported.checkpoint)
-
-
-def _opened(checkpoint: "ray.train.Checkpoint") -> AbstractContextManager[Path]:
-    from contextlib import contextmanager
-
-    @contextmanager
-    def directory() -> Iterator[Path]:
-        with checkpoint.as_directory() as path:
-            yield Path(path)
-
-    return directory()
-
-
-def _on_this_node(digest: str) -> Path:
-    """Where a node keeps the blocks of that digest; a worker that is started again finds them there."""
-    directory = Path(tempfile.gettempdir(), f"speechgpt-{os.getuid()}")
-    directory.mkdir(mode=0o700, exist_ok=True)
-    return directory / f"{digest[:32]}.arrow"
+    node_local.forget(path)
 
 
 def _stream(path: Path, block: int) -> None:

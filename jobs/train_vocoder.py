@@ -14,6 +14,8 @@ _OTHERS, _DISGUISES = 4, 2
 """Voices that say the same, and disguises where nobody does: each takes as much room as the clip's own features."""
 _MEASURED = 200
 """Clips whose length the predicted durations are brought to."""
+_HEARD = 3
+"""Clips that MLflow plays at each checkpoint, as they were and as the vocoder makes them; at least one a speaker."""
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -22,14 +24,21 @@ def run(context: Context) -> dict[str, Any]:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from jobs import ray_data
+    from jobs.spoken_samples import log_samples
     from jobs.training_curves import training_curves
     from jobs.training_storage import forget_broken_run
 
     ray_data.connect(context.recipe.resources)
     workspace, training = context.workspace, context.recipe.vocoder.training
+    context.run.log_params({"speakers": ", ".join(speakers(context.recipe))})
     seconds = _features(context)
     forget_broken_run(context.workspace, "checkpoints/vocoder", context.progress.say)
-    with training_curves(context, "vocoder", training.steps) as curves:
+
+    def listen(step: int, heard: list[dict[str, Any]]) -> None:
+        sounds = [sample.pop("sound") for sample in heard]
+        log_samples(context, step, heard, sounds)
+
+    with training_curves(context, "vocoder", training.steps, listen) as curves:
         trainer = TorchTrainer(
             _train,
             train_loop_config={"recipe": context.recipe, "workspace": workspace, "curves": curves},
@@ -56,8 +65,23 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
+def speakers(recipe: Any) -> list[str]:
+    """Voices that the vocoder learns, by speaker number: the answer voice, then the others by name.
+
+    Raises JobError when `vocoder.generator.speakers` asks for more than the recipe has.
+    """
+    count = max(1, recipe.vocoder.generator.speakers)
+    voices = [recipe.voices.answer, *sorted(set(recipe.voices.questions) - {recipe.voices.answer})]
+    if count > len(voices):
+        raise JobError(
+            f"vocoder.generator.speakers: {count} speakers, but voices.questions has {len(voices)}: {voices}; "
+            "name more voices or fewer speakers"
+        )
+    return voices[:count]
+
+
 def _features(context: Context) -> float:
-    """Encoder features of the answer voice's training clips, beside their sound; returns seconds of audio."""
+    """Encoder features of the speakers' training clips, beside their sound; returns seconds of audio."""
     import pyarrow.compute as pc
     import ray.data
 
@@ -80,14 +104,18 @@ def _features(context: Context) -> float:
     seconds = pc.sum(workspace.read_table(_CLIPS)["seconds"]).as_py()
     if not seconds:
         raise JobError(f"speech/ has no training clip of the answer voice {context.recipe.voices.answer!r}")
+    table, voices = workspace.read_table(_CLIPS), speakers(context.recipe)
+    silent = [voice for number, voice in enumerate(voices) if number not in set(_speakers_of(table))]
+    if silent:
+        raise JobError(f"speech/ has no training clip of {silent}, which vocoder.generator.speakers takes in")
     return seconds
 
 
 class ClipFeatures:
-    """Writes a shard's clips of the answer voice with their pitch and features, and those of others who say the same.
+    """Writes a shard's clips of the speakers with their pitch and features, and those of others who say the same.
 
-    Others are other voices of the shard that speak the same text, moved to the frames at which the answer voice says
-    it; where there is none, the clip itself in another throat and room.
+    Others are other voices of the shard that speak the same text, moved to the frames at which the speaker says it;
+    where there is none, the clip itself in another throat and room.
     """
 
     def __init__(self, workspace: Any, recipe: Any) -> None:
@@ -96,7 +124,8 @@ class ClipFeatures:
         from speechgpt.speech.hubert import HubertFeatures
 
         torch.set_num_threads(1)
-        self._workspace, self._voice = workspace, recipe.voices.answer
+        self._workspace = workspace
+        self._numbers = {voice: number for number, voice in enumerate(speakers(recipe))}
         self._strangers = recipe.vocoder.training.strangers > 0
         with workspace.fetch("encoder") as directory:
             self._features = HubertFeatures.load(directory)
@@ -110,11 +139,11 @@ class ClipFeatures:
 
         clips = [c for c in self._workspace.read_table(shard["file"]).to_pylist() if c["split"] != "heldout"]
         rows = []
-        for clip in [c for c in clips if c["voice"] == self._voice]:
+        for clip in [c for c in clips if c["voice"] in self._numbers]:
             wave = audio.decode(clip["audio"])
             [frames] = self._heard([wave])
             draw = np.random.default_rng(int(clip["sha256"][:16], 16))
-            same = [c["audio"] for c in clips if c["text"] == clip["text"] and c["voice"] != self._voice]
+            same = [c["audio"] for c in clips if c["text"] == clip["text"] and c["voice"] != clip["voice"]]
             others = self._heard([audio.decode(other) for other in same[: _OTHERS if self._strangers else 0]])
             strangers = [other[align(frames, other)] for other in others]
             if self._strangers and not strangers:
@@ -126,6 +155,8 @@ class ClipFeatures:
                 "strangers": [_packed(other) for other in strangers],
                 "pitch": _packed(pitch.track(wave, len(frames))),
                 "seconds": len(wave) / audio.SAMPLE_RATE,
+                "speaker": self._numbers[clip["voice"]],
+                "text": clip["text"],
             }
             rows.append(row)
         table = pa.Table.from_pylist(rows, _clip_schema())
@@ -141,7 +172,13 @@ def _clip_schema() -> Any:
     import pyarrow as pa
 
     arrays = {name: pa.binary() for name in ("audio", "features", "pitch")}
-    return pa.schema({"id": pa.string(), **arrays, "strangers": pa.list_(pa.binary()), "seconds": pa.float64()})
+    rest = {"seconds": pa.float64(), "speaker": pa.int32(), "text": pa.string()}
+    return pa.schema({"id": pa.string(), **arrays, "strangers": pa.list_(pa.binary()), **rest})
+
+
+def _speakers_of(table: Any) -> list[int]:
+    """Speaker of each clip. A killed attempt of an earlier version left clips of the answer voice alone."""
+    return table["speaker"].to_pylist() if "speaker" in table.column_names else [0] * len(table)
 
 
 def _packed(values: Any) -> bytes:
@@ -171,6 +208,7 @@ def _train(config: dict[str, Any]) -> None:
         codebook = Codebook.load(directory)
         encoder = HubertFeatures.load(directory, frozen=False) if section.likeness else None
     dimensions = codebook.centroids.shape[1]
+    of_clip = _speakers_of(table)
 
     def recording(index: int) -> Recording:
         row = {name: table[name][index].as_py() for name in ("audio", "features", "strangers", "pitch")}
@@ -178,9 +216,9 @@ def _train(config: dict[str, Any]) -> None:
             np.frombuffer(packed, np.float16).reshape(-1, dimensions) for packed in (row["features"], *row["strangers"])
         )
         pitch = np.frombuffer(row["pitch"], np.float16).astype(np.float32)
-        return Recording(audio.decode(row["audio"]), features, pitch, tuple(strangers))
+        return Recording(audio.decode(row["audio"]), features, pitch, tuple(strangers), of_clip[index])
 
-    model = _initial(recipe, codebook)
+    model = initial_model(recipe, codebook)
     codebooks = [codebook, *_further_codebooks(section.codebooks, recording, len(table), recipe.seed)]
     trainer = VocoderTrainer(model, codebooks, section, encoder)
     first_step = 0
@@ -202,13 +240,14 @@ def _train(config: dict[str, Any]) -> None:
             if rank == 0:
                 torch.save({**trainer.state(), "step": step}, Path(folder, "training.pt"))
                 # Saving folds the weight norm away, so a copy is saved and the trained one goes on.
-                copy = _initial(recipe, codebook)
+                copy = initial_model(recipe, codebook)
                 copy.load_state_dict(model.state_dict())
                 vocoder = Vocoder(copy)
                 if copy.from_centroids is not None:
                     vocoder.fit_codebook(codebook.centroids)
                 calibrate_durations(vocoder, codebook, map(recording, range(min(_MEASURED, len(table)))))
                 vocoder.save(Path(folder, "vocoder"))
+                config["curves"].send({"step": step, "answers": _heard(vocoder, codebook, recording, table)})
                 saved = ray.train.Checkpoint.from_directory(folder)
             ray.train.report({"step": step, **losses}, checkpoint=saved)
 
@@ -225,7 +264,28 @@ def _train(config: dict[str, Any]) -> None:
             config["curves"].send({"step": step, **losses})
 
 
-def _initial(recipe: Any, codebook: Any) -> Any:
+def _heard(vocoder: Any, codebook: Any, recording: Any, table: Any) -> list[dict[str, Any]]:
+    """A few clips as they were, and as the vocoder makes them of their units: the same ones at every checkpoint."""
+    import torch
+
+    from speechgpt.speech.units import merge
+
+    of_clip = _speakers_of(table)
+    first = [of_clip.index(speaker) for speaker in sorted(set(of_clip))]
+    chosen = [*first, *(index for index in range(len(table)) if index not in first)][: max(_HEARD, len(first))]
+    samples = []
+    for index in chosen:
+        clip = recording(index)
+        units = merge(codebook.assign(torch.from_numpy(clip.frames.astype("float32"))).numpy()).units.tolist()
+        told = {"clip": table["id"][index].as_py(), "speaker": clip.speaker}
+        if "text" in table.column_names:
+            told["text"] = table["text"][index].as_py()
+        [sound] = vocoder.synthesize([units], speaker=clip.speaker if vocoder.model.spkr is not None else None)
+        samples += [{**told, "sound": clip.wave}, {**told, "units": units, "sound": sound}]
+    return samples
+
+
+def initial_model(recipe: Any, codebook: Any) -> Any:
     """The model that training starts from: random, the shipped one, or a directory's, fitted to this codebook."""
     from speechgpt.speech.vocoder import UnitVocoder, Vocoder
 

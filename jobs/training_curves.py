@@ -1,13 +1,16 @@
 """Figures of a running Ray Train job as they come: curves in MLflow, a bar with rate and time left."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ray.util.queue import Empty, Queue
 
 from jobs.shell import Context
+
+Listen = Callable[[int, list[dict[str, Any]]], None]
+"""Takes a step and what the model answered at it."""
 
 
 class TrainingCurves:
@@ -20,13 +23,13 @@ class TrainingCurves:
         self._queue = queue
 
     def send(self, figures: dict[str, Any]) -> None:
-        """figures must have the key `step`."""
+        """figures must have the key `step`; a list under `answers` goes to the listener."""
         self._queue.put(figures)
 
 
 @contextmanager
-def training_curves(context: Context, title: str, steps: int) -> Iterator[TrainingCurves]:
-    """Show and log what is reported while the block runs."""
+def training_curves(context: Context, title: str, steps: int, listen: Listen | None = None) -> Iterator[TrainingCurves]:
+    """Show and log what is reported while the block runs, and what this machine is doing."""
     queue = Queue(actor_options={"num_cpus": 0})
     ended = threading.Event()
 
@@ -41,12 +44,17 @@ def training_curves(context: Context, title: str, steps: int) -> Iterator[Traini
                 step = int(figures["step"])
                 (counter.reach if begun else counter.begin)(step)
                 begun = True
-                context.run.log_metrics({k: v for k, v in figures.items() if isinstance(v, int | float)}, step=step)
+                numbers = {k: v for k, v in figures.items() if isinstance(v, int | float) and k != "step"}
+                if numbers:
+                    context.run.log_metrics(numbers, step=step)
+                if listen is not None and figures.get("answers"):
+                    listen(step, figures["answers"])
 
     follower = threading.Thread(target=follow, name="training-curves")
     follower.start()
     try:
-        yield TrainingCurves(queue)
+        with context.run.system_metrics():
+            yield TrainingCurves(queue)
     finally:
         ended.set()
         follower.join()

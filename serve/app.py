@@ -5,12 +5,11 @@ import os
 from pydantic import BaseModel, ConfigDict
 from ray.serve import Application
 
-from serve.bundles import Source, find
+from serve.bundles import ENCODER, LANGUAGE_MODEL, VOCODER, Source, find
 from serve.encoder import Encoder
 from serve.gateway import Gateway, Target
 from serve.guard import KEY_VARIABLE, hash_key
 from serve.language import LanguageModel
-from serve.pipeline import ENCODER, LANGUAGE_MODEL, VOCODER
 from serve.scaling import deployment
 from serve.vocoder import VocoderDeployment
 from speechgpt import recipe

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from speechgpt.runtime import bundle
 
+ENCODER, LANGUAGE_MODEL, VOCODER = "Encoder", "LanguageModel", "Vocoder"
+"""Names of a bundle's deployments in its application."""
+
 
 @dataclass(frozen=True)
 class Source:

@@ -1,6 +1,7 @@
 """Errors as the OpenAI API shapes them: `{"error": {"message", "type", "param", "code"}}`."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from fastapi.exceptions import RequestValidationError
 from ray.exceptions import RayActorError
@@ -55,18 +56,34 @@ def deadline_passed(seconds: float) -> ApiError:
     return ApiError(504, f"The request was not done within {seconds:g} s.", code="deadline_exceeded")
 
 
+@dataclass(frozen=True)
+class Fault:
+    """A deployment that could not take a request, as one that asked for it on another's behalf passes it on.
+
+    A value, because exceptions of Serve's lose their class on the way through two deployments.
+    """
+
+    code: Literal["at_capacity", "unavailable"]
+
+    def told(self, retry_after: float) -> ApiError:
+        if self.code == "at_capacity":
+            return ApiError(429, _AT_CAPACITY, code=self.code, retry_after=retry_after)
+        return ApiError(503, _REPLACING, code=self.code, retry_after=retry_after)
+
+
+def fault_of(error: BaseException) -> Fault | None:
+    """None for anything that is a defect of ours."""
+    if isinstance(error, BackPressureError):
+        return Fault("at_capacity")
+    if isinstance(error, (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError)):
+        return Fault("unavailable")
+    return None
+
+
 def from_serve(error: BaseException, retry_after: float) -> ApiError | None:
     """The client's view of a fault between deployments; None for anything that is a defect of ours."""
-    if isinstance(error, BackPressureError):
-        return ApiError(429, _AT_CAPACITY, code="at_capacity", retry_after=retry_after)
-    if isinstance(error, (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError)):
-        return ApiError(
-            503,
-            _REPLACING,
-            code="unavailable",
-            retry_after=retry_after,
-        )
-    return None
+    fault = fault_of(error)
+    return fault.told(retry_after) if fault else None
 
 
 def from_proxy(status: int, retry_after: str | None) -> ApiError:

@@ -2,10 +2,17 @@
 
 import base64
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from typing import Any
 
-from serve.service import PCM_RATE, ChatAnswer
+from serve.errors import ApiError
+from serve.prompting import Reply, Words
+from serve.service import PCM_RATE, Kept, LiveAnswer
+from serve.voice import Sound
+
+logger = logging.getLogger("ray.serve")
 
 DONE = "data: [DONE]\n\n"
 _PCM_CHUNK = PCM_RATE * 2 // 5
@@ -16,38 +23,86 @@ def event(body: dict[str, Any]) -> str:
     return f"data: {json.dumps(body, separators=(',', ':'))}\n\n"
 
 
-def chat_events(head: dict[str, Any], answer: ChatAnswer, usage: dict[str, Any] | None) -> Iterator[str]:
-    """`chat.completion.chunk` events of one answer, `[DONE]` last.
+async def chat_events(
+    head: dict[str, Any], answer: LiveAnswer, usage: Callable[[Reply], dict[str, Any]] | None
+) -> AsyncGenerator[str, None]:
+    """`chat.completion.chunk` events of one answer as its pieces come, `[DONE]` last.
 
-    head: what all chunks share (id, created, model…). usage: sent in a chunk of its own, if not None.
+    head: what all chunks share (id, created, model…). usage: what a chunk of its own at the end tells, if not None.
+    The last chunk before that carries `speechgpt`, the model's reading of the request, as a whole reply does; what it
+    understands of a spoken question comes as it is understood, in `delta.speechgpt`.
     """
 
-    def chunk(delta: dict[str, Any], finish: str | None = None) -> str:
+    def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return event({**head, "object": "chat.completion.chunk", "choices": [choice]})
+        return event({**head, "object": "chat.completion.chunk", "choices": [choice], **more})
 
-    text = answer.reply.text or ""
-    if audio := answer.audio:
-        yield chunk({"role": "assistant", "audio": {"id": audio.id, "transcript": ""}})
-        for piece in words(text):
-            yield chunk({"audio": {"transcript": piece}})
-        for data in slices(audio.data):
-            yield chunk({"audio": {"data": data}})
-        yield chunk({"audio": {"expires_at": audio.expires_at}})
-    else:
-        yield chunk({"role": "assistant", "content": ""})
-        for piece in words(text):
-            yield chunk({"content": piece})
-    yield chunk({}, answer.reply.finish)
-    if usage is not None:
-        yield event({**head, "object": "chat.completion.chunk", "choices": [], "usage": usage})
+    spoken = answer.audio_id is not None
+    audio = {"id": answer.audio_id, "transcript": ""}
+    yield chunk({"role": "assistant", "audio": audio} if spoken else {"role": "assistant", "content": ""})
+    async with aclosing(answer.pieces) as pieces:
+        async for piece in pieces:
+            match piece:
+                case Words("transcript", text):
+                    yield chunk({"speechgpt": {"question_transcript": text}})
+                case Words(_, text):
+                    yield chunk({"audio": {"transcript": text}} if spoken else {"content": text})
+                case Sound(data):
+                    yield chunk({"audio": {"data": base64.b64encode(data).decode()}})
+                case Kept(expires_at):
+                    yield chunk({"audio": {"expires_at": expires_at}})
+                case Reply():
+                    yield chunk({}, piece.finish, speechgpt=reading(piece))
+                    if usage is not None:
+                        yield event({**head, "object": "chat.completion.chunk", "choices": [], "usage": usage(piece)})
     yield DONE
 
 
+def reading(reply: Reply) -> dict[str, Any]:
+    """`wire.Reading` of a reply."""
+    return {"question_transcript": reply.transcript, "well_formed": reply.well_formed}
+
+
+async def live_speech_events(
+    pieces: AsyncGenerator[Sound | Reply, None], usage: Callable[[Reply], dict[str, int]]
+) -> AsyncGenerator[str, None]:
+    """`speech.audio.delta` events as the sound comes, `speech.audio.done` last."""
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if isinstance(piece, Sound):
+                yield event({"type": "speech.audio.delta", "audio": base64.b64encode(piece.data).decode()})
+            else:
+                yield event({"type": "speech.audio.done", "usage": usage(piece)})
+
+
+async def speech_bytes(pieces: AsyncGenerator[Sound | Reply, None]) -> AsyncGenerator[bytes, None]:
+    """The sound alone, as it comes."""
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if isinstance(piece, Sound):
+                yield piece.data
+
+
 def speech_events(data: bytes, usage: dict[str, int]) -> Iterator[str]:
+    """The same events of a file that is whole."""
     for piece in slices(data):
         yield event({"type": "speech.audio.delta", "audio": piece})
     yield event({"type": "speech.audio.done", "usage": usage})
+
+
+async def told_of_faults(events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """A fault in the middle of a stream as its last event, in the shape that makes OpenAI's clients raise APIError."""
+    try:
+        async with aclosing(events):
+            async for line in events:
+                yield line
+    except ApiError as error:
+        yield event(error.body())
+    except TimeoutError:
+        yield event(ApiError(504, "The answer was not done in time.", code="deadline_exceeded").body())
+    except Exception:
+        logger.exception("a stream broke")
+        yield event(ApiError(500, "The server failed to answer; its log has the reason.", code="internal_error").body())
 
 
 def transcript_events(text: str, usage: dict[str, Any]) -> Iterator[str]:

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import resources
 from typing import Annotated, TypedDict
 
@@ -17,13 +17,22 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 
 from serve import wire
 from serve.errors import ApiError, from_http, from_validation
-from serve.events import chat_events, speech_events, transcript_events
+from serve.events import (
+    chat_events,
+    live_speech_events,
+    reading,
+    speech_bytes,
+    speech_events,
+    told_of_faults,
+    transcript_events,
+)
 from serve.guard import ApiKey, BodyLimit, Guard
 from serve.memory import SharedMemory
 from serve.metrics import collect, exporters
 from serve.pipeline import Pipeline, ServedPipeline
+from serve.prompting import Reply
 from serve.readiness import Readiness
-from serve.service import LANGUAGE, ChatAnswer, SaidText, Served, Service, WrittenSpeech
+from serve.service import LANGUAGE, PCM_RATE, ChatAnswer, Served, Service, WrittenSpeech
 from serve.subtitles import srt, vtt
 from speechgpt.language.config import GenerationSection
 from speechgpt.runtime.config import ServingSection
@@ -122,25 +131,35 @@ def create_app(
     @app.post("/v1/chat/completions", response_model=wire.ChatCompletion)
     async def chat_completions(request: wire.ChatRequest) -> Response | wire.ChatCompletion:
         current = service()
-        answer = await current.chat(request)
         head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": current.served.name,
             "system_fingerprint": f"fp_{current.served.digest[:12]}",
         }
-        usage = _usage(answer)
         if request.stream:
             told = request.stream_options is not None and request.stream_options.include_usage
-            return _stream(chat_events(head, answer, usage.model_dump() if told else None))
-        return wire.ChatCompletion(**head, choices=[_choice(answer)], usage=usage, speechgpt=_reading(answer))
+            live = await current.chat_live(request)
+            usage = (lambda reply: _usage(reply).model_dump()) if told else None
+            return _stream(told_of_faults(chat_events(head, live, usage)))
+        answer = await current.chat(request)
+        read = wire.Reading(**reading(answer.reply))
+        return wire.ChatCompletion(**head, choices=[_choice(answer)], usage=_usage(answer.reply), speechgpt=read)
 
     @app.post("/v1/audio/speech", response_class=Response)
     async def audio_speech(request: wire.SpeechRequest) -> Response:
+        media_type = wire.MEDIA_TYPES[request.response_format]
+        if request.response_format == "pcm":
+            media_type = f"{media_type};rate={request.sample_rate or PCM_RATE}"
+        if request.response_format in ("pcm", "mp3", "opus"):
+            pieces = await service().speak_live(request)
+            if request.stream_format == "sse":
+                return _stream(told_of_faults(live_speech_events(pieces, _speech_usage)))
+            return StreamingResponse(speech_bytes(pieces), media_type=media_type)
         said = await service().speak(request)
         if request.stream_format == "sse":
-            return _stream(speech_events(said.data, _speech_usage(said)))
-        return Response(said.data, media_type=wire.MEDIA_TYPES[request.response_format])
+            return _stream(speech_events(said.data, _speech_usage(said.reply)))
+        return Response(said.data, media_type=media_type)
 
     @app.post("/v1/audio/transcriptions", response_model=wire.Transcript)
     async def audio_transcriptions(form: Annotated[wire.TranscriptionRequest, Form()]) -> Response:
@@ -168,12 +187,7 @@ def _choice(answer: ChatAnswer) -> wire.Choice:
     return wire.Choice(message=message, finish_reason=answer.reply.finish)
 
 
-def _reading(answer: ChatAnswer) -> wire.Reading:
-    return wire.Reading(question_transcript=answer.reply.transcript, well_formed=answer.reply.well_formed)
-
-
-def _usage(answer: ChatAnswer) -> wire.Usage:
-    reply = answer.reply
+def _usage(reply: Reply) -> wire.Usage:
     prompt = reply.prompt_text_tokens + reply.prompt_audio_tokens
     completion = reply.text_tokens + reply.audio_tokens
     return wire.Usage(
@@ -187,8 +201,8 @@ def _usage(answer: ChatAnswer) -> wire.Usage:
     )
 
 
-def _speech_usage(said: SaidText) -> dict[str, int]:
-    tokens_in, tokens_out = said.reply.prompt_text_tokens, said.reply.audio_tokens
+def _speech_usage(reply: Reply) -> dict[str, int]:
+    tokens_in, tokens_out = reply.prompt_text_tokens, reply.audio_tokens
     return {"input_tokens": tokens_in, "output_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
 
 
@@ -222,5 +236,9 @@ def _transcription(written: WrittenSpeech, format: wire.TranscriptFormat) -> Res
             return JSONResponse(body.model_dump())
 
 
-def _stream(events: Iterator[str]) -> StreamingResponse:
-    return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
+_UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
+"""A proxy in front of the gateway must not hold events back."""
+
+
+def _stream(events: Iterator[str] | AsyncIterator[str]) -> StreamingResponse:
+    return StreamingResponse(events, media_type="text/event-stream", headers=_UNBUFFERED)

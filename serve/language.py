@@ -1,11 +1,12 @@
 """The language model deployment, and the ingress of a bundle's application: a task in, a reply out."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
 from ray.serve.handle import DeploymentHandle
 
-from serve.batching import batched
 from serve.bundles import Source, open_bundle
-from serve.prompting import Prompt, Prompter, Read, Reply, Sampling, Task, TooLong
-from serve.worker import Worker
+from serve.prompting import Prompter, Read, Reply, Sampling, Task, TooLong, Unfolded
 from speechgpt.language.config import GenerationSection
 from speechgpt.runtime.config import ServingSection
 
@@ -17,22 +18,24 @@ class LanguageModel:
     async def __init__(  # type: ignore[misc]
         self, source: Source, serving: ServingSection, encoder: DeploymentHandle, vocoder: DeploymentHandle
     ) -> None:
-        self._worker = Worker(serving.request_timeout_seconds)
-        self._prompter = Prompter.load(open_bundle(source).directory)
-        self._replies = batched(self._generate, serving.language)
+        self._prompter = Prompter.load(open_bundle(source).directory, serving)
         heard, spoken, known = await encoder.clusters.remote(), await vocoder.units.remote(), self._prompter.unit_count
         if not heard == known == spoken:
             raise RuntimeError(f"unit vocabularies differ: encoder {heard}, language model {known}, vocoder {spoken}")
-        warm = self._prompter.prompt(Read("hello", Sampling(GenerationSection(temperature=0, max_new_tokens=4))))
-        if isinstance(warm, Prompt):
-            await self._worker.run(lambda: self._prompter.generate([warm]))
+        await self._prompter.reply(Read("hello", Sampling(GenerationSection(temperature=0, max_new_tokens=4))))
 
     async def reply(self, task: Task) -> Reply | TooLong:
-        prompt = self._prompter.prompt(task)
-        return prompt if isinstance(prompt, TooLong) else await self._replies(prompt)
+        return await self._prompter.reply(task)
 
-    async def _generate(self, prompts: list[Prompt]) -> list[Reply]:
-        return await self._worker.run(lambda: self._prompter.generate(prompts))
+    async def unfold(self, task: Task) -> AsyncGenerator[Unfolded, None]:
+        """The reply as it is generated; a caller who goes away stops it."""
+        async with aclosing(self._prompter.unfold(task)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    def ongoing(self) -> int:
+        """Replies that this replica generates, or will."""
+        return self._prompter.ongoing
 
     def check_health(self) -> None:
-        self._worker.check()
+        self._prompter.check()

@@ -1,22 +1,24 @@
 """A bundle's three parts as a service uses them: over Serve handles, or loaded into this process."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import aclosing
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from serve.bundles import ENCODER, LANGUAGE_MODEL, VOCODER
+from serve.calls import streamed
 from serve.encoder import Heard, Refused, hear
-from serve.errors import from_serve
-from serve.prompting import Prompter, Reply, Task, TooLong
+from serve.errors import Fault, from_serve
+from serve.prompting import Prompter, Reply, Task, TooLong, Unfolded
 from serve.vocoder import Line, synthesize
+from serve.voice import Manner, Voiced, voiced
 from speechgpt.runtime.config import ServingSection
 
 T = TypeVar("T")
-ENCODER, LANGUAGE_MODEL, VOCODER = "Encoder", "LanguageModel", "Vocoder"
-"""Names of a bundle's deployments in its application."""
 
 
 class Pipeline(Protocol):
@@ -25,6 +27,14 @@ class Pipeline(Protocol):
     async def reply(self, task: Task) -> Reply | TooLong: ...
 
     async def speak(self, line: Line, format: str, rate: int) -> bytes: ...
+
+    def unfold(self, task: Task) -> AsyncGenerator[Unfolded, None]:
+        """A reply as it is generated. Closing this stops the work."""
+        ...
+
+    def voice(self, task: Task, manner: Manner) -> AsyncGenerator[Voiced, None]:
+        """A reply as it is spoken. Closing this stops the work."""
+        ...
 
 
 class ServedPipeline:
@@ -53,6 +63,30 @@ class ServedPipeline:
     async def speak(self, line: Line, format: str, rate: int) -> bytes:
         return await self._call(self._vocoder.speak.remote(line, format, rate))
 
+    async def unfold(self, task: Task) -> AsyncGenerator[Unfolded, None]:
+        response = self._language.options(stream=True).unfold.remote(task)
+        async with aclosing(self._pieces(response)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def voice(self, task: Task, manner: Manner) -> AsyncGenerator[Voiced, None]:
+        response = self._vocoder.options(stream=True).voice.remote(task, manner)
+        async with aclosing(self._pieces(response)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _pieces(self, response: Any) -> AsyncGenerator[Any, None]:
+        try:
+            async with aclosing(streamed(response)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Fault):
+                        raise piece.told(self._retry_after)
+                    yield piece
+        except Exception as error:
+            if told := from_serve(error, self._retry_after):
+                raise told from error
+            raise
+
     async def _call(self, response: Awaitable[T]) -> T:
         try:
             return await response
@@ -63,14 +97,14 @@ class ServedPipeline:
 
 
 class OwnPipeline:
-    """A bundle directory in this process, one request at a time."""
+    """A bundle directory in this process."""
 
     def __init__(self, bundle: Path, serving: ServingSection) -> None:
         from speechgpt.speech.encoder import SpeechEncoder
         from speechgpt.speech.vocoder import Vocoder
 
         self._encoder = SpeechEncoder.load(bundle / "encoder")
-        self._prompter = Prompter.load(bundle)
+        self._prompter = Prompter.load(bundle, serving)
         self._vocoder = Vocoder.load(bundle / "vocoder")
         self._max_seconds = serving.max_audio_seconds
 
@@ -80,10 +114,13 @@ class OwnPipeline:
         )
 
     async def reply(self, task: Task) -> Reply | TooLong:
-        prompt = self._prompter.prompt(task)
-        if isinstance(prompt, TooLong):
-            return prompt
-        return (await asyncio.to_thread(self._prompter.generate, [prompt]))[0]
+        return await self._prompter.reply(task)
+
+    def unfold(self, task: Task) -> AsyncGenerator[Unfolded, None]:
+        return self._prompter.unfold(task)
+
+    def voice(self, task: Task, manner: Manner) -> AsyncGenerator[Voiced, None]:
+        return voiced(self._prompter.unfold(task), self._vocoder, manner, asyncio.to_thread)
 
     async def speak(self, line: Line, format: str, rate: int) -> bytes:
         from speechgpt.speech.audio import encode

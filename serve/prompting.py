@@ -1,21 +1,23 @@
 """What a service asks of the language model, and what comes back; plain Python, to run inside and outside Serve."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
+from serve.engine import Engine, LocalEngine, Request
+from serve.pacing import Pacing
 from speechgpt.language.config import GenerationSection, ReplyForm
+from speechgpt.runtime.config import ServingSection
 
 if TYPE_CHECKING:
     from speechgpt.language.console import Part
     from speechgpt.language.model import SpeechLanguageModel
     from speechgpt.language.prompts import Kind, Turn
     from speechgpt.language.segments import Segment
-
-T = TypeVar("T")
-R = TypeVar("R")
+    from speechgpt.language.unfolding import Unfolding
 
 
 @dataclass(frozen=True)
@@ -66,17 +68,11 @@ Task = Ask | Dictate | Read | Typed
 class Prompt:
     """A task that fits the model. The counts are tokens; units are tokens, too."""
 
-    segments: "tuple[Segment, ...]"
+    ids: tuple[int, ...]
     kind: "Kind"
     sampling: Sampling
     text_tokens: int
     audio_tokens: int
-
-    @property
-    def group(self) -> tuple[str, str, int | None]:
-        """Prompts of one group are generated in one batch."""
-        generation = self.sampling.generation
-        return self.kind, generation.model_dump_json(), self.sampling.seed if generation.temperature else None
 
 
 @dataclass(frozen=True)
@@ -105,28 +101,111 @@ class Reply:
     audio_tokens: int
 
 
-class Prompter:
-    """A bundle's language model, as tasks and replies."""
+@dataclass(frozen=True)
+class Words:
+    """More of what the model understood (`transcript`) or answers (`text`)."""
 
-    def __init__(self, model: "SpeechLanguageModel") -> None:
+    field: Literal["transcript", "text"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Units:
+    """More of the spoken answer: as many units as are worth a pass of the vocoder."""
+
+    units: list[int]
+
+
+Unfolded = Words | Units | Reply | TooLong
+"""What a reply unfolds into, the whole Reply last; or a TooLong alone."""
+
+
+class Prompter:
+    """A bundle's language model, as tasks and replies. seconds: after so long a reply is given up."""
+
+    def __init__(self, model: "SpeechLanguageModel", engine: Engine, seconds: float) -> None:
         self._model = model
+        self._engine = engine
+        self._seconds = seconds
 
     @classmethod
-    def load(cls, bundle: Path) -> "Prompter":
+    def load(cls, bundle: Path, serving: ServingSection) -> "Prompter":
+        """`serving.language.batch` replies are generated at a time."""
         from speechgpt.language.model import SpeechLanguageModel
 
         adapter = bundle / "adapter"
-        return cls(SpeechLanguageModel.load(bundle / "language", adapter if adapter.is_dir() else None))
+        model = SpeechLanguageModel.load(bundle / "language", adapter if adapter.is_dir() else None)
+        if model.model.device.type == "cpu":
+            # Exact, as fast here, and it leaves a greedy choice to the model where bfloat16 leaves it to the batch.
+            model.model.float()
+        return cls.of(model, serving)
+
+    @classmethod
+    def of(cls, model: "SpeechLanguageModel", serving: ServingSection) -> "Prompter":
+        from speechgpt.language.batching import ContinuousBatch
+
+        seconds = serving.request_timeout_seconds
+        return cls(model, LocalEngine(ContinuousBatch(model, serving.language.batch), seconds), seconds)
 
     @property
     def unit_count(self) -> int:
         return self._model.vocabulary.unit_count
+
+    @property
+    def ongoing(self) -> int:
+        """Replies that are generated or wait for it."""
+        return self._engine.ongoing
+
+    def check(self) -> None:
+        """Raises RuntimeError when the engine hangs."""
+        self._engine.check()
+
+    async def reply(self, task: Task) -> Reply | TooLong:
+        async with aclosing(self.unfold(task)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Reply | TooLong):
+                    return piece
+        raise RuntimeError("a reply ended without being whole")
+
+    async def unfold(self, task: Task) -> AsyncGenerator[Unfolded, None]:
+        """The reply as it is generated. Closing this stops the generation."""
+        from speechgpt.language.unfolding import Unfolding
+
+        prompt = self.prompt(task)
+        if isinstance(prompt, TooLong):
+            yield prompt
+            return
+        seed = secrets.randbits(31) if prompt.sampling.seed is None else prompt.sampling.seed
+        request = Request(prompt.ids, prompt.kind, prompt.sampling.generation, seed, self._seconds)
+        unfolding, pacing = Unfolding(self._model.vocabulary, prompt.kind), Pacing()
+        async with aclosing(self._engine.tokens(request)) as tokens:
+            async for few in tokens:
+                for piece in _pieces(unfolding, pacing, few):
+                    yield piece
+        rest, answer = unfolding.finish()
+        for words in rest:
+            yield Words(words.field, words.text)
+        for units in pacing.finish():
+            yield Units(units)
+        count = self._model.vocabulary.encode_plain
+        yield Reply(
+            answer.transcript,
+            answer.text,
+            answer.units or [],
+            answer.well_formed,
+            answer.finish,
+            prompt.text_tokens,
+            prompt.audio_tokens,
+            text_tokens=len(count(answer.transcript or "")) + len(count(answer.text or "")),
+            audio_tokens=len(answer.units or []),
+        )
 
     def prompt(self, task: Task) -> Prompt | TooLong:
         from speechgpt.language import console
         from speechgpt.language.prompts import kind_of
 
         prompts = self._model.prompts
+        segments: list[Segment]
         kind: Kind
         match task:
             case Ask(dialogue, form, sampling):
@@ -140,42 +219,19 @@ class Prompter:
             case Typed(parts, sampling):
                 segments, kind = console.taught_prompt(prompts, parts)
         ids = self._model.vocabulary.encode_prompt(segments)
-        context = self._model.model.config.max_position_embeddings
-        if len(ids) >= context:
-            return TooLong(len(ids), context)
+        if len(ids) >= self._model.context:
+            return TooLong(len(ids), self._model.context)
         heard = len(self._model.vocabulary.units(ids))
-        return Prompt(tuple(segments), kind, sampling, len(ids) - heard, heard)
-
-    def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        """One batch for each group of equal kind and sampling."""
-        return in_groups(prompts, lambda prompt: prompt.group, self._generate)
-
-    def _generate(self, prompts: list[Prompt]) -> list[Reply]:
-        kind, sampling = prompts[0].kind, prompts[0].sampling
-        seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
-        answers = self._model.reply([prompt.segments for prompt in prompts], kind, sampling.generation, seed)
-        count = self._model.vocabulary.encode_plain
-        return [
-            Reply(
-                answer.transcript,
-                answer.text,
-                answer.units or [],
-                answer.well_formed,
-                answer.finish,
-                prompt.text_tokens,
-                prompt.audio_tokens,
-                text_tokens=len(count(answer.transcript or "")) + len(count(answer.text or "")),
-                audio_tokens=len(answer.units or []),
-            )
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
+        return Prompt(tuple(ids), kind, sampling, len(ids) - heard, heard)
 
 
-def in_groups(items: Sequence[T], key: Callable[[T], object], work: Callable[[list[T]], Sequence[R]]) -> list[R]:
-    """`work` on each group of items of equal key; results in the order of the items."""
-    results: dict[int, R] = {}
-    keys = [key(item) for item in items]
-    for wanted in dict.fromkeys(keys):
-        chosen = [i for i, found in enumerate(keys) if found == wanted]
-        results.update(zip(chosen, work([items[i] for i in chosen]), strict=True))
-    return [results[i] for i in range(len(items))]
+def _pieces(unfolding: "Unfolding", pacing: Pacing, tokens: list[int]) -> list[Words | Units]:
+    from speechgpt.language import unfolding as unfolded
+
+    pieces: list[Words | Units] = []
+    for piece in unfolding.push(tokens):
+        if isinstance(piece, unfolded.Words):
+            pieces.append(Words(piece.field, piece.text))
+        else:
+            pieces += map(Units, pacing.push(piece.units))
+    return pieces

@@ -2,18 +2,25 @@
 
 import asyncio
 import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from serve.dialogue import understand
 from serve.encoder import Heard, Refused
 from serve.errors import ApiError
 from serve.memory import Exchange, Recollection
 from serve.pipeline import Pipeline
-from serve.prompting import Ask, Dictate, Read, Reply, Sampling, Task, TooLong
+from serve.prompting import Ask, Dictate, Read, Reply, Sampling, Task, TooLong, Words
 from serve.vocoder import Line
-from serve.wire import ChatRequest, SpeechRequest, TranscriptionRequest, Voice
+from serve.voice import Manner, Sound
+from serve.wire import AudioOptions, ChatRequest, SpeechRequest, TranscriptionRequest, Voice
 from speechgpt.language.config import GenerationSection
 from speechgpt.runtime.config import ServingSection
+
+if TYPE_CHECKING:
+    from speechgpt.language.prompts import Turn
 
 LANGUAGE = "en"
 """What the shipped models hear and say."""
@@ -66,6 +73,24 @@ class ChatAnswer:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The spoken answer is remembered now, until `expires_at` (Unix seconds)."""
+
+    expires_at: int
+
+
+LivePiece = Words | Sound | Kept | Reply
+
+
+@dataclass(frozen=True)
+class LiveAnswer:
+    """audio_id: of a spoken one. pieces: what it comes as, the whole Reply last; closing them stops the work."""
+
+    audio_id: str | None
+    pieces: AsyncGenerator[LivePiece, None]
+
+
+@dataclass(frozen=True)
 class WrittenSpeech:
     """reply.text: the words. seconds: the clip's length."""
 
@@ -101,17 +126,49 @@ class Service:
         if request.audio:
             check_voice(request.audio.voice, "audio.voice")
         dialogue = await understand(request.messages, self, self.serving.max_text_characters)
-        task = Ask(tuple(dialogue), "chain" if request.audio else "text", self._sampling(request))
-        reply = await self._reply(task, "messages")
+        reply = await self._reply(Ask(tuple(dialogue), request.form, self._sampling(request)), "messages")
         if not request.audio or not reply.units:
             return ChatAnswer(reply, None)
-        audio_id = f"audio_{secrets.token_hex(16)}"
-        exchange = Exchange(question=dialogue[-1].text or reply.transcript or "", answer=reply.text or "")
+        audio_id = _new_audio_id()
         data, expires_at = await asyncio.gather(
-            self._pipeline.speak(Line(reply.units), *encoding(request.audio.format)),
-            self._memory.keep(audio_id, exchange),
+            self._pipeline.speak(Line(reply.units), request.audio.format, _rate(request.audio)),
+            self._memory.keep(audio_id, _exchange(dialogue, reply)),
         )
         return ChatAnswer(reply, SpokenAnswer(audio_id, data, expires_at))
+
+    async def chat_live(self, request: ChatRequest) -> LiveAnswer:
+        """The answer while it is made. Returns with its first piece: what can be refused is refused by then."""
+        self.check_model(request.model)
+        if request.audio:
+            check_voice(request.audio.voice, "audio.voice")
+        dialogue = await understand(request.messages, self, self.serving.max_text_characters)
+        task = Ask(tuple(dialogue), request.form, self._sampling(request))
+        if not request.audio:
+            return LiveAnswer(None, await self._begun(self._pipeline.unfold(task), "messages"))
+        audio_id = _new_audio_id()
+        manner = Manner(request.audio.format, _rate(request.audio))
+        pieces = await self._begun(self._pipeline.voice(task, manner), "messages")
+        return LiveAnswer(audio_id, self._remembered(pieces, audio_id, dialogue))
+
+    async def _remembered(
+        self, pieces: AsyncGenerator[LivePiece, None], audio_id: str, dialogue: "list[Turn]"
+    ) -> AsyncGenerator[LivePiece, None]:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if isinstance(piece, Reply):
+                    yield Kept(await self._memory.keep(audio_id, _exchange(dialogue, piece)))
+                yield piece
+
+    async def _begun(self, pieces: AsyncGenerator[Any, None], param: str) -> AsyncGenerator[Any, None]:
+        """The same pieces, once the first is there. Raises ApiError for a task that is too long."""
+        try:
+            first = await anext(pieces)
+            if isinstance(first, TooLong):
+                raise _too_long(first, param)
+        except BaseException:
+            await pieces.aclose()
+            raise
+        return _chained(first, pieces)
 
     async def transcribe(self, clip: bytes, request: TranscriptionRequest) -> WrittenSpeech:
         self.check_model(request.model)
@@ -124,6 +181,19 @@ class Service:
         return WrittenSpeech(await self._reply(Dictate(heard.units, Sampling(generation)), "file"), heard.seconds)
 
     async def speak(self, request: SpeechRequest) -> SaidText:
+        reply = await self._reply(self._reading(request), "input")
+        if not reply.units:
+            raise _wordless()
+        line = Line(reply.units, request.speed)
+        return SaidText(reply, await self._pipeline.speak(line, request.response_format, _rate(request)))
+
+    async def speak_live(self, request: SpeechRequest) -> AsyncGenerator[Sound | Reply, None]:
+        """The sound while it is made, and the reply that it was last. Returns when the first sound is there."""
+        manner = Manner(request.response_format, _rate(request), request.speed)
+        pieces = await self._begun(self._pipeline.voice(self._reading(request), manner), "input")
+        return await self._begun(_audible(pieces), "input")
+
+    def _reading(self, request: SpeechRequest) -> Read:
         self.check_model(request.model)
         check_voice(request.voice, "voice")
         if len(request.input) > self.serving.max_text_characters:
@@ -136,12 +206,7 @@ class Service:
         text = request.input.strip()
         if not text:
             raise ApiError(400, "input: nothing to say", code="empty_content", param="input")
-        reply = await self._reply(Read(text, Sampling(self._generation)), "input")
-        if not reply.units:
-            raise ApiError(500, "The model found no way to say this text.", code="no_speech")
-        return SaidText(
-            reply, await self._pipeline.speak(Line(reply.units, request.speed), *encoding(request.response_format))
-        )
+        return Read(text, Sampling(self._generation))
 
     async def hear(self, clip: bytes, param: str) -> Heard:
         heard = await self._pipeline.hear(clip)
@@ -159,12 +224,7 @@ class Service:
     async def _reply(self, task: Task, param: str) -> Reply:
         reply = await self._pipeline.reply(task)
         if isinstance(reply, TooLong):
-            raise ApiError(
-                400,
-                f"{param}: {reply.tokens} tokens leave no room for an answer in the model's context of {reply.context}",
-                code="context_length_exceeded",
-                param=param,
-            )
+            raise _too_long(reply, param)
         return reply
 
     def check_model(self, name: str) -> None:
@@ -184,9 +244,50 @@ class Service:
         return Sampling(self._generation.model_copy(update=changes), request.seed)
 
 
-def encoding(format: str) -> tuple[str, int]:
-    """The file format and its rate: headerless pcm at OpenAI's rate, files with a header at the model's own."""
-    return format, PCM_RATE if format in ("pcm", "pcm16") else NATIVE_RATE
+def _rate(request: AudioOptions | SpeechRequest) -> int:
+    """Hz: unless asked otherwise, headerless pcm at OpenAI's rate, files with a header at the model's own."""
+    format = request.format if isinstance(request, AudioOptions) else request.response_format
+    return request.sample_rate or (PCM_RATE if format in ("pcm", "pcm16") else NATIVE_RATE)
+
+
+def _new_audio_id() -> str:
+    return f"audio_{secrets.token_hex(16)}"
+
+
+def _exchange(dialogue: "list[Turn]", reply: Reply) -> Exchange:
+    return Exchange(question=dialogue[-1].text or reply.transcript or "", answer=reply.text or "")
+
+
+def _too_long(found: TooLong, param: str) -> ApiError:
+    return ApiError(
+        400,
+        f"{param}: {found.tokens} tokens leave no room for an answer in the model's context of {found.context}",
+        code="context_length_exceeded",
+        param=param,
+    )
+
+
+def _wordless() -> ApiError:
+    return ApiError(500, "The model found no way to say this text.", code="no_speech")
+
+
+async def _audible(pieces: AsyncGenerator[LivePiece, None]) -> AsyncGenerator[Sound | Reply, None]:
+    """Sound and reply alone. Raises ApiError for a reply without speech."""
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if isinstance(piece, Reply) and not piece.units:
+                raise _wordless()
+            if isinstance(piece, Sound | Reply):
+                yield piece
+
+
+async def _chained(first: Any, rest: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    try:
+        yield first
+        async for piece in rest:
+            yield piece
+    finally:
+        await rest.aclose()
 
 
 def check_voice(voice: Voice, param: str) -> None:

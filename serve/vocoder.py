@@ -1,11 +1,21 @@
-"""The vocoder deployment: units in, a sound file out."""
+"""The vocoder deployment: units in, a sound file out; or a task in, and its reply out as it is made."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
 from serve.batching import batched
-from serve.bundles import Source, open_bundle
+from serve.bundles import LANGUAGE_MODEL, Source, open_bundle
+from serve.calls import streamed
+from serve.errors import fault_of
+from serve.prompting import Task
+from serve.voice import Manner, Voice, Voiced, voiced
 from serve.worker import Worker
 from speechgpt.runtime.config import ServingSection
 
@@ -31,6 +41,7 @@ class VocoderDeployment:
         self._vocoder = Vocoder.load(open_bundle(source).directory / "vocoder")
         self._waves = batched(self._synthesize, serving.vocoder)
         synthesize(self._vocoder, [Line([0])])
+        Voice(self._vocoder, Manner("pcm16", 24_000)).push([0])
 
     async def speak(self, line: Line, format: str, rate: int) -> bytes:
         """A sound file of `format` (as in `speechgpt.speech.audio.encode`) at `rate` Hz."""
@@ -38,6 +49,29 @@ class VocoderDeployment:
 
         wave = await self._waves(line)
         return await asyncio.to_thread(encode, wave, format, rate)
+
+    async def voice(self, task: Task, manner: Manner) -> AsyncGenerator[Voiced, None]:
+        """The reply to a task as it is made, its units as sound.
+
+        Asked of the vocoder, not of the language model, because the context that the next sound needs stays here: it
+        lives as long as this call, and goes with a caller who goes away.
+        """
+        reply = streamed(self._language.unfold.remote(task))
+        try:
+            async with aclosing(voiced(reply, self._vocoder, manner, self._worker.run)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except Exception as error:
+            fault = fault_of(error)
+            if fault is None:
+                raise
+            yield fault
+
+    @cached_property
+    def _language(self) -> DeploymentHandle:
+        # The language model holds a handle of the vocoder, so this one cannot be given when they are deployed.
+        application = serve.get_replica_context().app_name
+        return serve.get_deployment_handle(LANGUAGE_MODEL, application).options(stream=True)
 
     def units(self) -> int:
         return self._vocoder.units

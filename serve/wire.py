@@ -6,15 +6,18 @@ from fastapi import UploadFile
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from speechgpt.language.config import ReplyForm
+
 ChatAudioFormat = Literal["wav", "mp3", "flac", "opus", "pcm16"]
 SpeechFormat = Literal["wav", "mp3", "flac", "opus", "pcm"]
 TranscriptFormat = Literal["json", "text", "verbose_json", "srt", "vtt"]
+SampleRate = Literal[16000, 24000]
 MEDIA_TYPES = {
     "wav": "audio/wav",
     "mp3": "audio/mpeg",
     "flac": "audio/flac",
     "opus": "audio/ogg",
-    "pcm": "audio/pcm;rate=24000",
+    "pcm": "audio/pcm",
 }
 
 
@@ -113,6 +116,8 @@ class AudioOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
     voice: Voice
     format: ChatAudioFormat
+    sample_rate: SampleRate | None = None
+    """Hz; not OpenAI's. Left out: 24000 in headerless pcm, as OpenAI's clients expect, else the vocoder's own 16000."""
 
 
 class StreamOptions(BaseModel):
@@ -165,6 +170,13 @@ class ChatRequest(Request):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     seed: int | None = None
+    reply_form: Literal["chain", "direct", "text"] | None = None
+    """Not OpenAI's. How the model comes to its answer: by way of the transcript of a spoken question (`chain`, what a
+    spoken answer is otherwise), without it (`direct`: the first sound comes sooner), or in text alone."""
+
+    @property
+    def form(self) -> ReplyForm:
+        return self.reply_form or ("chain" if self.wants_audio else "text")
 
     @property
     def wants_audio(self) -> bool:
@@ -180,6 +192,8 @@ class ChatRequest(Request):
             raise _wrong("audio", "is only allowed when modalities has audio")
         if self.audio and self.stream and self.audio.format != "pcm16":
             raise _wrong("audio.format", "streamed audio is pcm16 only", "unsupported_value")
+        if self.reply_form and self.wants_audio != (self.reply_form != "text"):
+            raise _wrong("reply_form", "chain and direct are forms of a spoken answer, text is that of a written one")
         if self.stream_options and not self.stream:
             raise _wrong("stream_options", "is only allowed when stream is true")
         if self.messages[-1].role != "user":
@@ -196,6 +210,10 @@ class SpeechRequest(Request):
     response_format: SpeechFormat = "mp3"
     speed: float = Field(1.0, ge=0.25, le=4)
     stream_format: Literal["audio", "sse"] = "audio"
+    """Either way pcm, mp3 and opus are sent while they are made. A wav or flac comes when it is whole: its header says
+    how long it is."""
+    sample_rate: SampleRate | None = None
+    """As in AudioOptions."""
 
 
 class TranscriptionRequest(Request):

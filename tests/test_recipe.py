@@ -95,7 +95,7 @@ def test_the_published_sizes_come_with_the_scripts_and_the_papers_settings(size:
     for name, stage in scripts.stages.items():
         assert (stage.micro_batch, stage.accumulation, stage.block, stage.learning_rate) == SCRIPTS[name]
     for name, stage in paper.stages.items():
-        assert (stage.micro_batch * stage.accumulation * paper.engine.workers, stage.steps) == PAPER[name]
+        assert (stage.micro_batch * stage.accumulation * paper.engine.most_workers, stage.steps) == PAPER[name]
     for recipe, dialect, decoding in ((scripts, "released", (0.7, 50, 0.8)), (paper, "paper", (0.8, 60, 0.8))):
         assert recipe.language.base.endswith(f"llama-{size}")
         assert (recipe.language.dialect, recipe.language.markers, recipe.codebook.clusters) == (

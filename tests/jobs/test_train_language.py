@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from importlib import resources
@@ -9,71 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import pyarrow as pa
 import pytest
 from safetensors.numpy import load_file, save
+
+sys.path.insert(0, str(Path(__file__).parent))
+import stage_workspace
+from stage_workspace import prepared
 
 from jobs import shell, train_language
 from jobs.training_storage import forget_broken_run
 from speechgpt import recipe as recipes
 from speechgpt.runtime.workspace import Workspace
 
-WORDS = [
-    "what",
-    "is",
-    "two",
-    "plus",
-    "three",
-    "four",
-    "five",
-    "color",
-    "day",
-    "the",
-    "a",
-    "dog",
-    "barks",
-    "capital",
-    "of",
-]
-SETTINGS = (
-    "stages.base.steps=300",
-    "stages.base.checkpoint_every=60",
-    "stages.base.log_every=50",
-    "stages.base.block=48",
-    "stages.base.mixture={text: 3, transcribe: 1}",
-    "stages.chain.start_from=base",
-    "stages.chain.mixture={s2s: 1}",
-)
-
-
-def prepared(directory: Path) -> Workspace:
-    """A workspace as the jobs before `train` leave it."""
-    workspace, rng = Workspace(directory), np.random.default_rng(0)
-
-    def text() -> str:
-        return " ".join(rng.choice(WORDS, int(rng.integers(3, 8))))
-
-    def units() -> str:
-        return "<sosp>" + "".join(f"<{unit}>" for unit in rng.integers(0, 32, int(rng.integers(5, 12)))) + "<eosp>"
-
-    def row(kind: str, number: int) -> dict[str, str]:
-        plain_text = {
-            "text": f"[Human]: {text()}<eoh>. [SpeechGPT]: {text()}<eoa>.",
-            "transcribe": f"[Human]: This is input: {units()}<eoh>.[SpeechGPT]: {text()}<eos>.",
-            "s2s": f"[Human]: {units()}<eoh>. [SpeechGPT]: [tq] {text()}; [ta] {text()}; [ua] {units()}<eoa>.",
-        }[kind]
-        return dict(
-            id=f"{kind}-{number}", kind=kind, prefix="", plain_text=plain_text, category=f"c{number % 3}", split="train"
-        )
-
-    rows = [row(kind, number) for kind in ("text", "transcribe", "s2s") for number in range(60)]
-    rows[0] |= {"plain_text": f"[Human]: {'dog ' * 60}<eoh>. [SpeechGPT]: a<eoa>."}
-    rows[1] |= {"split": "heldout"}
-    workspace.write_table("instructions/rows.parquet", pa.Table.from_pylist(rows))
-    workspace.write_bytes("encoder/kmeans.safetensors", save({"centroids": rng.normal(size=(32, 16)).astype("f4")}))
-    workspace.write_json("instructions/_done/instructions.json", {"digest": "rows"})
-    workspace.write_json("encoder/_done/fit-units.json", {"digest": "codebook"})
-    return workspace
+SETTINGS = (*stage_workspace.SETTINGS, "stages.base.validate_every=100", "stages.base.answers=2")
 
 
 def train(workspace: Workspace, stage: str, *settings: str) -> dict:
@@ -99,12 +48,36 @@ def test_a_stage_leaves_a_model_figures_and_a_curve(unbroken):
     model = AutoModelForCausalLM.from_pretrained(workspace.path("models/base"))
     assert Vocabulary.load(workspace.path("models/base")).unit_count == 32
     assert done["figures"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
-    assert done["figures"]["step"] == 300
-    # 60 rows of each kind, of which one is held out and one is longer than a block.
-    assert (done["figures"]["rows"], done["figures"]["rows_left_out"]) == (118, 1)
+    assert (done["figures"]["step"], done["figures"]["blocks_read"]) == (300, 1200)
+    # 60 rows of each kind. Of text one is held out and one is longer than a block; of recognition three are held out.
+    assert (done["figures"]["rows"], done["figures"]["rows_left_out"]) == (115, 1)
     curve = MlflowClient(_tracking(workspace)).get_metric_history(done["run_id"], "loss_text")
     assert [point.step for point in curve][:6] == [50, 100, 150, 200, 250, 300]
     assert curve[-1].value < curve[0].value
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_stage_is_watched_and_its_model_registered(unbroken):
+    from mlflow import MlflowClient
+
+    workspace, done = unbroken
+    client, figures = MlflowClient(_tracking(workspace)), done["figures"]
+    assert figures["validation_loss_after"] < figures["validation_loss_before"]
+    assert figures["retained_text_validation_loss_after"] < figures["retained_text_validation_loss_before"]
+    looked = {point.step for point in client.get_metric_history(done["run_id"], "validation_loss")}
+    assert looked == {0, 100, 200, 300}
+    logged = client.get_run(done["run_id"]).data
+    assert {"mfu", "tokens_per_second", "perplexity_text", "tokens_seen", "memory_peak_gib"} <= set(logged.metrics)
+    assert any(name.startswith("system/") for name in logged.metrics)
+    assert logged.tags["mlflow.source.git.commit"]
+    pages = [file.path for file in client.list_artifacts(done["run_id"], "samples/step-0000300")]
+    assert "samples/step-0000300/index.html" in pages
+    assert "recipe.yaml" in [file.path for file in client.list_artifacts(done["run_id"])]
+    [version] = client.search_model_versions("name = 'speechgpt-tiny-base'")
+    assert version.run_id == done["run_id"] and int(version.version) == figures["model_version"]
+    assert Path(version.source) == Path(workspace.path("models/base"))
+    assert version.tags["revision"] and version.tags["recipe"] == "tiny"
 
 
 @pytest.mark.ray
@@ -142,7 +115,7 @@ def test_a_killed_worker_changes_nothing_in_the_result(unbroken, tmp_path):
     done = train(workspace, "base")
     killer.join()
     assert killed == [True], "the worker must die while there are steps left"
-    assert done["figures"]["step"] == 300
+    assert (done["figures"]["step"], done["figures"]["blocks_read"]) == (300, 1200)
     one, other = (load_file(Path(w.path("models/base/model.safetensors"))) for w in (whole, workspace))
     assert one.keys() == other.keys()
     for name in one:

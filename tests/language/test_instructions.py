@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechgpt.language.config import InstructionsSection
+from speechgpt.language.conversations import AskedTurn, Conversation
 from speechgpt.language.instructions import Refusal, Row, RowBuilder, Utterance, WrittenQuestion, tally, total
 from speechgpt.language.prompts import META, Exchange, PromptFormat, descriptions, read_row
 from speechgpt.language.segments import find_marker
@@ -138,7 +139,41 @@ def test_no_more_wordings_than_the_recipe_takes():
     assert wordings == set(descriptions("transcribe")[:2])
 
 
-words = st.text(min_size=1).map(str.strip).filter(bool)
+def test_a_direct_row_has_no_transcript_and_is_made_only_if_asked_for():
+    assert "direct" not in rows_of(builder().of_utterance(QUESTION))
+    section = InstructionsSection(forms=("s2s", "direct"))
+    row = rows_of(builder(section).of_utterance(QUESTION))["direct"]
+    assert row.id == "direct-q1" and "what is two" not in row.plain_text
+    assert read_row("paper", row.plain_text) == [Exchange("direct", "", "it is two", (1, 2, 3), (7, 8))]
+    assert Refusal("q1", "direct", "no_answer_speech") in builder(section, spoken_answers={}).of_utterance(QUESTION)
+
+
+def test_a_turn_of_a_dialogue_brings_its_own_past():
+    past = (WrittenQuestion("p", "", "what color is snow", "snow is white"),)
+    clip = Utterance("q1", (1, 2, 3), "what is two", "plus", "it is two", earlier=(("hi", "hello"),))
+    rows = rows_of(builder(InstructionsSection(multi_turn=1), past=past).of_utterance(clip))
+    assert read_row("paper", rows["s2t"].plain_text)[:-1] == [Exchange("t2t", "hi", "hello")]
+    assert len(read_row("paper", rows["transcribe"].plain_text)) == 1
+
+
+def test_units_that_were_not_written_are_counted():
+    turn = AskedTurn("t", "what is two", "it is two")
+    every = InstructionsSection(forms=("s2s", "s2t", "t2s", "t2t", "direct"))
+    made = list(builder(every, spoken_answers={}).of_written_speech(turn, "c", (1, 2), ()))
+    assert [item.kind for item in made if isinstance(item, Row)] == ["s2t"]
+    assert [item for item in made if isinstance(item, Refusal)] == [
+        Refusal("t", kind, "unspoken") for kind in ("s2s", "direct", "t2s")
+    ]
+
+
+# Text that looks like a template as closely as text without a marker can.
+pieces = st.sampled_from(
+    [
+        *("This is input:", " This is input: ", ". And your response should be speech.", "You can do it step by step."),
+        *("This is a text instruction: ", "; ", ".", "?", "a", " b", "\n", "Human", "[", "]: ", "<", ">", "1"),
+    ]
+)
+words = (st.text(min_size=1) | st.lists(pieces, min_size=1, max_size=6).map("".join)).map(str.strip).filter(bool)
 units = st.lists(st.integers(0, 999), min_size=1, max_size=8).map(tuple)
 
 
@@ -159,6 +194,40 @@ def test_every_row_reads_back_as_what_it_was_made_from(dialect, text, answer, he
         assert text in (last.question, last.answer)
         assert last.kind in ("transcribe", "speak") or last.answer == answer
         assert last.question_units in ((), heard) and last.answer_units in ((), heard, spoken)
+
+
+@pytest.mark.parametrize("dialect", ["paper", "released"])
+@given(
+    turns=st.lists(st.tuples(words, words), min_size=1, max_size=4),
+    heard=units,
+    spoken=units,
+    history=st.integers(0, 3),
+)
+def test_every_row_of_a_dialogue_reads_back_as_what_it_was_made_from(dialect, turns, heard, spoken, history):
+    forms = ("s2s", "s2t", "t2s", "t2t", "direct")
+    make = builder(InstructionsSection(forms=forms, questions={"history": history}), dialect, spoken_answers={})
+    talk = Conversation("d", "c", tuple(turns))
+    hostile = any(find_marker(text) for turn in turns for text in turn)
+    made = [*make.of_conversation(talk, ("t2t",))]
+    expected = {"text-d": [Exchange("text", *turn) for turn in turns]}
+    for turn in talk.asked(history, make.section.max_answer_words):
+        made += make.of_written_speech(turn, "c", heard, spoken)
+        earlier = [Exchange("t2t", *pair) for pair in turn.earlier]
+        question, answer = turn.question, turn.answer
+        last = [
+            Exchange("t2t", question, answer),
+            Exchange("t2s", question, answer, (), spoken),
+            Exchange("s2t", question, answer, heard),
+            Exchange("s2s", question, answer, heard, spoken),
+            Exchange("direct", "", answer, heard, spoken),
+        ]
+        expected |= {f"{exchange.kind}-{turn.id}": [*earlier, exchange] for exchange in last}
+    read = {row.id: read_row(dialect, row.plain_text) for row in made if isinstance(row, Row)}
+    if hostile:
+        assert all(read[name] == expected[name] for name in read)
+        assert any(item.reason == "marker" for item in made if isinstance(item, Refusal))
+    else:
+        assert read == expected
 
 
 def test_a_tally_counts_rows_and_refusals():

@@ -20,6 +20,7 @@ from speechgpt.language.prompts import (
     read_row,
     row_text,
 )
+from speechgpt.language.row_filter import matches
 from speechgpt.language.segments import Plain, find_marker, write
 
 PUBLISHED = json.loads(Path(__file__).with_name("published_rows.json").read_text())["fixtures"]
@@ -150,10 +151,11 @@ def test_the_reply_form_and_the_question_choose_the_template():
 def test_descriptions_are_distinct_end_as_sentences_and_ask_for_no_style():
     for task in ("transcribe", "speak"):
         listed = descriptions(task)
-        assert len(set(listed)) == len(listed) == 20
+        assert len(set(listed)) == len(listed) == 100
         assert all(wording[-1] in ".?" and find_marker(wording) is None for wording in listed)
-    styles = ("whisper", "loud ", "fast", "slow", "accent", "emotion", "sad", "happy", "quick", "soft")
-    assert not [wording for wording in descriptions("speak") for style in styles if style in wording.lower()]
+        assert len({wording.lower().rstrip(".?") for wording in listed}) == 100
+        assert not [wording for wording in listed if matches("style_of_a_task", wording)]
+    assert not set(descriptions("transcribe")) & set(descriptions("speak"))
 
 
 def test_the_format_travels_with_the_model(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,26 @@ def test_a_registered_name_alone_needs_a_store() -> None:
 def test_messages_hold_no_password() -> None:
     assert without_password("postgresql://user:secret@db:5432/mlflow") == "postgresql://db:5432/mlflow"
     assert without_password("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+def test_a_stage_s_model_is_registered_where_it_lies_and_only_once(tracking: Tracking) -> None:
+    with tracking.run("train-chain") as run:
+        first = tracking.register_stage(run, "chain", "s3://bucket/run/models/chain", "d1", {"revision": "abc"})
+        assert tracking.register_stage(run, "chain", "elsewhere", "d1", {}) == first
+        second = tracking.register_stage(run, "chain", "s3://bucket/run/models/chain", "d2", {})
+    assert (first, second) == ("1", "2")
+    version = MlflowClient(tracking.uri).get_model_version(f"{tracking.model}-chain", first)
+    assert (version.source, version.run_id) == ("s3://bucket/run/models/chain", run.id)
+    assert version.tags["stage"] == "chain" and version.tags["revision"] == "abc"
+
+
+def test_what_the_machine_does_is_logged_while_a_block_lasts(tracking: Tracking) -> None:
+    with tracking.run("train") as run, run.system_metrics():
+        deadline = time.monotonic() + 120
+        while not _system_metrics(tracking, run.id) and time.monotonic() < deadline:
+            time.sleep(0.5)
+    assert "system/cpu_utilization_percentage" in _system_metrics(tracking, run.id)
+
+
+def _system_metrics(tracking: Tracking, run_id: str) -> list[str]:
+    return [name for name in MlflowClient(tracking.uri).get_run(run_id).data.metrics if name.startswith("system/")]

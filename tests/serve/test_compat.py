@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from serve.chat import ChatError, main
 from serve.compat import Console, Response, answer_all, converse, keep
 from serve.pipeline import OwnPipeline
-from serve.prompting import Prompt, Prompter, Sampling, Typed
+from serve.prompting import Prompt, Prompter, Reply, Sampling, Typed
 from speechgpt.language.config import GenerationSection
 from speechgpt.language.console import Record
-from speechgpt.recipe import Recipe
+from speechgpt.recipe import Recipe, load
 from speechgpt.speech.audio import decode, encode
 from speechgpt.speech.units import parse_units
 
@@ -118,14 +118,15 @@ def test_the_published_vocabulary_is_asked_with_the_published_prompt(tmp_path: P
     vocabulary = Vocabulary.grow(train_tokenizer([META, "what is it; [ta] it is; [ua] <eoa>"], 300), 10, "released")
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=vocabulary.size, max_position_embeddings=1024))
-    prompter = Prompter(SpeechLanguageModel(model, vocabulary, PromptFormat()))
+    prompter = Prompter.of(SpeechLanguageModel(model, vocabulary, PromptFormat()), load("tiny").serving)
     sampling = Sampling(GenerationSection(max_new_tokens=20), seed=0)
     parts = ("Recognize this speech, this ", (3, 1, 4))
     prompt = prompter.prompt(Typed(parts, sampling))
     assert isinstance(prompt, Prompt)
-    assert (list(prompt.segments), prompt.kind) == (published_prompt(META, parts), "transcribe")
-    [reply] = prompter.generate([prompt])
-    assert reply.text and not reply.units
+    expected = vocabulary.encode_prompt(published_prompt(META, parts))
+    assert (list(prompt.ids), prompt.kind) == (expected, "transcribe")
+    reply = asyncio.run(prompter.reply(Typed(parts, sampling)))
+    assert isinstance(reply, Reply) and reply.text and not reply.units
 
 
 @pytest.mark.parametrize(

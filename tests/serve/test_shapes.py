@@ -1,19 +1,24 @@
 """Events, subtitles, metrics pages and durations: pure functions of the serving layer."""
 
+import asyncio
 import base64
 import json
+from collections.abc import AsyncGenerator
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.events import DONE, chat_events, slices, words
+from serve.errors import ApiError
+from serve.events import DONE, chat_events, slices, told_of_faults, words
 from serve.metrics import merge
-from serve.prompting import Reply, in_groups
-from serve.service import ChatAnswer, SpokenAnswer
+from serve.pacing import FIRST, MOST, Pacing
+from serve.prompting import Reply, Words
+from serve.service import Kept, LiveAnswer, LivePiece
 from serve.subtitles import srt, vtt
 from serve.vocoder import at_speed
+from serve.voice import Sound
 
 HEAD = {"id": "chatcmpl-1", "created": 1, "model": "tiny"}
 
@@ -22,30 +27,94 @@ def reply(text: str) -> Reply:
     return Reply("two plus three", text, [1, 2], True, "stop", 10, 5, 4, 2)
 
 
+def chunks_of(*pieces: LivePiece, audio_id: str | None = None, usage: bool = False) -> list[dict]:
+    """What a client reads: the chunks before `[DONE]`."""
+
+    async def live() -> AsyncGenerator[LivePiece, None]:
+        for piece in pieces:
+            yield piece
+
+    async def read() -> list[str]:
+        told = (lambda reply: {"total_tokens": reply.audio_tokens}) if usage else None
+        return [line async for line in told_of_faults(chat_events(HEAD, LiveAnswer(audio_id, live()), told))]
+
+    *lines, done = asyncio.run(read())
+    assert done == DONE and all(line.startswith("data: ") and line.endswith("\n\n") for line in lines)
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
 def test_a_spoken_answer_as_events() -> None:
-    sound = bytes(range(256)) * 100
-    answer = ChatAnswer(reply("it is five"), SpokenAnswer("audio_1", sound, 99))
-    *lines, done = chat_events(HEAD, answer, {"total_tokens": 21})
-    assert done == DONE
-    chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
-    assert all(line.startswith("data: ") and line.endswith("\n\n") for line in lines)
-    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"} and chunks[0]["id"] == "chatcmpl-1"
-    *body, finish, usage = chunks
-    assert usage["choices"] == [] and usage["usage"] == {"total_tokens": 21}
+    *body, finish, usage = chunks_of(
+        Words("transcript", "two plus"),
+        Words("text", "it is"),
+        Sound(b"\0\1"),
+        Words("text", " five"),
+        Sound(b"\2\3"),
+        Kept(99),
+        reply("it is five"),
+        audio_id="audio_1",
+        usage=True,
+    )
+    assert {chunk["object"] for chunk in (*body, finish, usage)} == {"chat.completion.chunk"}
+    assert body[0]["id"] == "chatcmpl-1"
+    assert usage["choices"] == [] and usage["usage"] == {"total_tokens": 2}
     assert finish["choices"][0] == {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}
-    deltas = [chunk["choices"][0]["delta"] for chunk in body]
-    assert deltas[0] == {"role": "assistant", "audio": {"id": "audio_1", "transcript": ""}}
-    assert deltas[-1] == {"audio": {"expires_at": 99}}
-    assert "".join(delta["audio"].get("transcript", "") for delta in deltas) == "it is five"
-    assert b"".join(base64.b64decode(delta["audio"].get("data", "")) for delta in deltas) == sound
+    assert finish["speechgpt"] == {"question_transcript": "two plus three", "well_formed": True}
+    assert [chunk["choices"][0]["delta"] for chunk in body] == [
+        {"role": "assistant", "audio": {"id": "audio_1", "transcript": ""}},
+        {"speechgpt": {"question_transcript": "two plus"}},
+        {"audio": {"transcript": "it is"}},
+        {"audio": {"data": "AAE="}},
+        {"audio": {"transcript": " five"}},
+        {"audio": {"data": "AgM="}},
+        {"audio": {"expires_at": 99}},
+    ]
 
 
 def test_a_written_answer_as_events() -> None:
-    *lines, finish, done = chat_events(HEAD, ChatAnswer(reply("it is five"), None), None)
-    deltas = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"] for line in lines]
+    *body, finish = chunks_of(Words("text", "it is"), Words("text", " five"), reply("it is five"))
+    deltas = [chunk["choices"][0]["delta"] for chunk in body]
     assert deltas[0] == {"role": "assistant", "content": ""}
     assert "".join(delta["content"] for delta in deltas) == "it is five"
-    assert "usage" not in finish and done == DONE
+    assert "usage" not in finish
+
+
+def test_a_fault_in_the_middle_is_the_last_event() -> None:
+    closed = []
+
+    async def broken(error: Exception) -> AsyncGenerator[str, None]:
+        try:
+            yield "data: {}\n\n"
+            raise error
+        finally:
+            closed.append(error)
+
+    async def read(error: Exception) -> list[str]:
+        return [line async for line in told_of_faults(broken(error))]
+
+    faults: list[tuple[Exception, str]] = [
+        (ApiError(503, "gone", code="unavailable"), "unavailable"),
+        (TimeoutError(), "deadline_exceeded"),
+        (ValueError("x"), "internal_error"),
+    ]
+    for error, code in faults:
+        _, last = asyncio.run(read(error))
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == code
+    assert len(closed) == 3
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 9), max_size=40), max_size=20))
+def test_pieces_grow_and_lose_nothing(given_units: list[list[int]]) -> None:
+    pacing = Pacing()
+    pieces = [piece for units in given_units for piece in pacing.push(units)]
+    sizes = [len(piece) for piece in pieces]
+    assert sizes == sorted(sizes) and all(FIRST <= size <= MOST for size in sizes)
+    everything = [unit for units in given_units for unit in units]
+    assert [unit for piece in (*pieces, *pacing.finish()) for unit in piece] == everything
+    # Who gives one by one gets the same pieces.
+    single = Pacing()
+    assert [piece for unit in everything for piece in single.push([unit])] == pieces
 
 
 @settings(deadline=None)
@@ -72,17 +141,6 @@ def test_metrics_of_two_nodes_are_one_page() -> None:
     assert merge([one, two]) == (
         '# HELP up Alive\n# TYPE up gauge\nup{node="a"} 1\nup{node="b"} 1\n# TYPE down counter\ndown 2\n'
     )
-
-
-def test_groups_keep_the_order_of_their_items() -> None:
-    calls: list[list[int]] = []
-
-    def work(group: list[int]) -> list[int]:
-        calls.append(group)
-        return [10 * item for item in group]
-
-    assert in_groups([1, 2, 3, 4, 5], lambda item: item % 2, work) == [10, 20, 30, 40, 50]
-    assert calls == [[1, 3, 5], [2, 4]]
 
 
 @settings(deadline=None)

@@ -67,6 +67,17 @@ def test_streamed_it_is_the_whole(
     np.testing.assert_allclose(streamed(made, units, sizes, speaker, durations), whole, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("speed", [0.5, 1.7, 4.0])
+def test_faster_or_slower_it_is_the_whole_at_that_speed(vocoders: dict[str, Vocoder], speed: float) -> None:
+    made = vocoders["istft"]
+    units = np.random.default_rng(1).integers(UNITS, size=60).tolist()
+    ends = np.rint(np.cumsum(made.durations([units])[0]) / speed).astype(int)
+    whole = made.synthesize([units], durations=[np.diff(ends, prepend=0).tolist()])[0]
+    voice = VocoderStream(made, speed=speed)
+    sound = [voice.push(units[piece]) for piece in pieces(units, [7, 1, 20])]
+    np.testing.assert_allclose(np.concatenate([*sound, voice.finish()]), whole, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("name", "size"), [("istft", 3), ("istft, speakers", 100), ("hifigan", 10)])
 def test_a_long_clip_does_not_drift(vocoders: dict[str, Vocoder], name: str, size: int) -> None:
     """The phase of the pulses and the place in the noise are carried through a minute."""

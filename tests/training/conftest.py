@@ -72,6 +72,7 @@ class Directories:
         self.figures.append(figures)
         if directory is not None:
             shutil.copytree(directory, self.root / f"step-{int(figures['step']):03}", dirs_exist_ok=True)
+            shutil.rmtree(directory)
 
     def newest_first(self) -> Iterator[AbstractContextManager[Path]]:
         for directory in sorted(self.root.glob("step-*"), reverse=True):
@@ -82,7 +83,14 @@ class Directories:
 def trained(block_file: Path, tmp_path: Path) -> Callable:
     """Train the tiny model in this process; gives the engine and what was reported."""
 
-    def run(root: str = "run", section: EngineSection | None = None, until: int | None = None, **changes):
+    def run(
+        root: str = "run",
+        section: EngineSection | None = None,
+        until: int | None = None,
+        leaving=None,
+        watch=None,
+        **changes,
+    ):
         section = section or EngineSection(workers=1, zero_stage=2)
         settings = stage(**changes)
         store = Directories(tmp_path / root)
@@ -99,9 +107,9 @@ def trained(block_file: Path, tmp_path: Path) -> Callable:
             if until is not None and figures["step"] >= until and directory is not None:
                 raise KeyboardInterrupt
 
-        torch.manual_seed(7)
         with suppress(KeyboardInterrupt):
-            loop.train(started, blocks.Blocks(block_file), settings, report, store)
+            validation = watch(settings) if watch else None
+            loop.train(started, blocks.Blocks(block_file), settings, report, store, 7, leaving, validation)
         return started, store
 
     return run

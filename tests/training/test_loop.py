@@ -40,6 +40,16 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(trained, zero_stage, l
     assert_same(unbroken, resumed)
 
 
+def test_a_notice_gives_a_checkpoint_out_of_turn_from_which_training_goes_on(trained):
+    unbroken, _ = trained("unbroken")
+    notices = iter([False, True])
+    trained("broken", until=1, leaving=lambda: next(notices, False), checkpoint_every=100)
+    resumed, store = trained("broken", checkpoint_every=100)
+    assert [place.name for place in sorted(store.root.iterdir())] == ["step-002", "step-008"]
+    assert store.figures[0]["step"] == 4, "training goes on from step 2"
+    assert_same(unbroken, resumed)
+
+
 def test_accumulation_gives_the_step_of_one_large_batch(trained):
     large, _ = trained("large", micro_batch=4, steps=4)
     accumulated, _ = trained("accumulated", micro_batch=2, accumulation=2, steps=4)

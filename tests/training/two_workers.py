@@ -11,7 +11,7 @@ import torch
 from conftest import tiny_model
 from torch import distributed
 
-from speechgpt.training import blocks, checkpoints, engine, loop
+from speechgpt.training import blocks, engine, loop
 from speechgpt.training.config import EngineSection, LoraSection, StageSection
 from speechgpt.training.export import export
 from speechgpt.training.objective import Objective
@@ -35,6 +35,7 @@ class Merged:
             self.losses.append(figures["loss"])
         else:
             shutil.copytree(part, self.root / f"step-{int(figures['step']):03}", dirs_exist_ok=True)
+            shutil.rmtree(part)
             distributed.barrier()
 
     def newest_first(self) -> Iterator[AbstractContextManager[Path]]:
@@ -80,10 +81,6 @@ distributed.barrier()
 resumed = Merged(directory / "run-2")
 train(2, resumed)
 outcome["resumed"] = resumed.losses
-try:
-    checkpoints.verify(directory / "run-2" / "step-006", rank=0, world=1)
-except ValueError as error:
-    outcome["other_world"] = str(error)
 if rank == 0:
     (directory / "losses.json").write_text(json.dumps(outcome))
 distributed.barrier()

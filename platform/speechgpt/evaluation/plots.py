@@ -4,6 +4,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -53,17 +55,48 @@ def bars(scores: Mapping[str, Mapping[str, Any] | None], label: str) -> str:
     return _svg(figure)
 
 
+def histograms(values: Mapping[str, np.ndarray], label: str, unit: str = "rows") -> str:
+    """One panel for each name: how often each value comes, the rarest hundredth of large ones left out to the right."""
+    shown = {name: numbers for name, numbers in values.items() if len(numbers)}
+    if not shown:
+        return ""
+    columns = min(len(shown), 4)
+    figure, panels = _panels(columns, 2.5 * columns, 2.1 * -(-len(shown) // columns), -(-len(shown) // columns))
+    for axes, (name, numbers) in zip(panels, shown.items(), strict=False):
+        most = float(np.quantile(numbers, 0.99))
+        axes.hist(np.minimum(numbers, most), bins=24, color=_COLOUR)
+        axes.axvline(float(np.median(numbers)), color="#444", linewidth=1, linestyle=":")
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel(label, fontsize=8)
+        axes.locator_params(axis="both", nbins=4)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    panels[0].set_ylabel(unit, fontsize=8)
+    return _svg(figure)
+
+
+def shares(counts: np.ndarray, label: str) -> str:
+    """How unevenly things are used: the count of each, from the most used to the least."""
+    figure, (axes,) = _panels(1, width=5.2, height=2.2)
+    axes.fill_between(range(1, len(counts) + 1), np.sort(counts)[::-1], color=_COLOUR, step="mid", linewidth=0)
+    axes.set_xlabel(label, fontsize=8)
+    axes.set_ylabel("times", fontsize=8)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(0.5, len(counts) + 0.5)
+    return _svg(figure)
+
+
 def _running_mean(values: Sequence[float]) -> list[float]:
     reach = max(1, round(len(values) * _SMOOTHING / 2))
     windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]
 
 
-def _panels(count: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
+def _panels(count: int, width: float, height: float, rows: int = 1) -> "tuple[Figure, list[Axes]]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    panels = list(figure.subplots(1, count, squeeze=False)[0])
+    panels = list(figure.subplots(rows, count, squeeze=False).flat)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(**_SMALL)

@@ -23,6 +23,7 @@ class Kind(StrEnum):
     hubert = "hubert"
     kmeans = "kmeans"
     vocoder = "vocoder"
+    text_to_unit = "text-to-unit"
     language = "language"
     adapter = "adapter"
 
@@ -48,8 +49,8 @@ def main(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A fairseq HuBERT .pt, a simple_kmeans joblib file, or a CodeHiFiGAN g_*; the directory of SpeechGPT, "
-            "LLaMA or LoRA adapter; with --to fairseq, that of a HubertModel."
+            help="A fairseq HuBERT or text-to-unit .pt, a simple_kmeans joblib file, a CodeHiFiGAN g_*; the directory "
+            "of SpeechGPT, LLaMA or LoRA adapter; with --to fairseq, that of a HubertModel."
         ),
     ],
     output: Annotated[Path, typer.Option(help="Directory to write to; with --to fairseq, the .pt file.")],
@@ -79,11 +80,17 @@ def main(
             show_default="--output, if there is one",
         ),
     ] = None,
+    dictionaries: Annotated[
+        Path | None,
+        typer.Option(
+            help="text-to-unit: directory of its dict.*.txt and spm.model.", show_default="SOURCE's, or `binary` in it"
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.")
     ] = False,
 ) -> None:
-    """Bring published checkpoints (HuBERT, k-means, unit HiFi-GAN, SpeechGPT, LoRA) into this platform's own files.
+    """Bring published checkpoints (HuBERT, k-means, vocoder, text-to-unit, SpeechGPT, LoRA) into this platform's files.
 
     A checkpoint is a pickle, which could run code where it is loaded as its makers do. Here only tensors, arrays and
     plain configuration are taken out of it; a file that asks for anything else is refused, and nothing of it runs.
@@ -96,7 +103,7 @@ def main(
             if to is Form.fairseq:
                 made = _to_fairseq(source, output, kind)
             else:
-                made = _from_published(source, output, kind, layer, normalize, config, encoder)
+                made = _from_published(source, output, kind, layer, normalize, config, encoder, dictionaries)
             progress.say(f"writing {output}")
             files = _written(made, output if to is Form.speechgpt else output.parent)
     except ConversionError as error:
@@ -117,6 +124,7 @@ def _from_published(
     normalize: bool | None,
     config: Path | None,
     encoder: Path | None,
+    dictionaries: Path | None,
 ) -> Converted:
     content: Any = None
     if source.is_dir():
@@ -131,6 +139,7 @@ def _from_published(
         ("--normalize/--no-normalize", normalize, Kind.hubert),
         ("--config", config, Kind.vocoder),
         ("--encoder", encoder, Kind.kmeans),
+        ("--dictionaries", dictionaries, Kind.text_to_unit),
     ):
         if value is not None and owner is not kind:
             raise typer.BadParameter(f"{option} is for {owner}; {source} is {kind}")
@@ -141,6 +150,8 @@ def _from_published(
             return _kmeans(content, source, encoder or output, must=encoder is not None)
         case Kind.vocoder:
             return _vocoder(content, source, config or source.parent / "config.json")
+        case Kind.text_to_unit:
+            return _text_to_unit(content, source, dictionaries or _dictionaries(source.parent))
         case Kind.language:
             from speechgpt.interop.llama import convert_language
 
@@ -174,9 +185,10 @@ def _model(kind: Kind, convert: Callable[[Path], dict[str, Any]]) -> Converted:
 
 
 def _kind(content: Any, source: Path, asked: Kind | None) -> Kind:
-    from speechgpt.interop import code_hifigan, hubert, kmeans
+    from speechgpt.interop import code_hifigan, hubert, kmeans, text_to_unit
 
     signs: Mapping[Kind, Callable[[Any], bool]] = {
+        Kind.text_to_unit: text_to_unit.is_text_to_unit,
         Kind.kmeans: kmeans.is_kmeans,
         Kind.vocoder: code_hifigan.is_generator,
         Kind.hubert: hubert.is_hubert,
@@ -186,7 +198,7 @@ def _kind(content: Any, source: Path, asked: Kind | None) -> Kind:
         held = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else type(content).__name__
         raise ConversionError(
             f"{source}: neither of a fairseq HuBERT (`model` with `cfg` or `args`), nor a k-means, nor "
-            f"a CodeHiFiGAN (`generator`); it holds: {held[:200]}"
+            f"a CodeHiFiGAN (`generator`), nor a text-to-unit Transformer; it holds: {held[:200]}"
         )
     if asked not in (None, found):
         raise ConversionError(f"{source}: --kind {asked}, and its content is {found}")
@@ -227,6 +239,20 @@ def _vocoder(content: Any, source: Path, config: Path) -> Converted:
     section = vocoder.model.section
     facts = {"units": vocoder.units, "speakers": section.speakers, "durations": section.durations}
     return Converted("vocoder", vocoder.save, facts)
+
+
+def _dictionaries(folder: Path) -> Path:
+    """Where the published model's dictionaries lie: beside it, or in `binary` as its README has it."""
+    return folder / "binary" if any((folder / "binary").glob("dict.*.txt")) else folder
+
+
+def _text_to_unit(content: Any, source: Path, dictionaries: Path) -> Converted:
+    from speechgpt.interop.text_to_unit import from_fairseq
+
+    made = from_fairseq(content, str(source), dictionaries)
+    model = made.model.config
+    facts = {"units": len(made.unit_ids), "class": model.model_type, "width": model.d_model}
+    return Converted("text-to-unit", made.save, {**facts, "layers": [model.encoder_layers, model.decoder_layers]})
 
 
 def _to_fairseq(source: Path, output: Path, kind: Kind | None) -> Converted:

@@ -18,7 +18,7 @@ class LanguageSection(Section):
     """`scratch`, a directory, a .gguf file, s3:// or a Hugging Face name of a causal language model,
     `smollm2-135m-instruct` as it comes in a package, or `shipped`: nano's own, with the units that it knows."""
     architecture: dict = {}
-    """LlamaConfig fields, for `scratch`."""
+    """LlamaConfig fields, for `scratch`; for another base its own shape, `vocab_size` too, which only `plan` reads."""
     text_vocabulary: int = Field(800, ge=260)
     """Size of the byte-level BPE that `scratch` trains on the recipe's own texts."""
     markers: Literal["released", "whole"] = "whole"
@@ -72,9 +72,56 @@ class FiltersSection(Section):
     """Size of the codebook that the rows' units are of; 0 takes `codebook.clusters`."""
 
 
+SpokenLanguage = Literal[
+    "ar", "de", "el", "en", "es", "fr", "he", "hi", "it", "ja", "ko", "nl", "pt", "ru", "th", "uk", "zh"
+]
+"""Languages that `language/spoken_language.py` tells apart, by ISO 639-1."""
+
+
+class QuestionsSection(Section):
+    """Sets of text questions and answers that become spoken ones.
+
+    What is refused is counted in `instructions/report.json` for each file, by one reason a row, so that the counts add
+    up to the file's rows; `instructions/refused.parquet` has them all."""
+
+    files: tuple[str, ...] = ()
+    """JSON Lines (`.jsonl`, `.json`, perhaps with `.gz`) or Parquet, local or s3://. A row has a question and an
+    answer, or `turns`: a list of such pairs or of chat messages (`role, content` or `from, value`). `category` and
+    `language` count if they are there."""
+    question: str = Field("question", min_length=1)
+    """Key of the question; other sets say `instruction` or `prompt`."""
+    answer: str = Field("answer", min_length=1)
+    turns: str = Field("messages", min_length=1)
+    """Key of the list of turns, in rows that have one."""
+    spoken_by: Literal["voices", "text-to-unit"] = "voices"
+    """`voices`: the recipe's speak them, and the recordings are tokenised; `text-to-unit`: a model writes the units
+    (`text_to_unit`), as the authors did; no sound is made."""
+    language: SpokenLanguage | None = "en"
+    """Rows in another language are refused; null takes all."""
+    harmful: bool = True
+    """As in `filters`."""
+    personal: bool = True
+    style: bool = True
+    duplicates: bool = True
+    """Refuse a row whose questions, but for case and punctuation, were asked by an earlier one."""
+    max_question_words: int = Field(60, ge=1)
+    history: int = Field(3, ge=0)
+    """Earlier turns of its dialogue, at most, that a row remembers, as text."""
+
+    @field_validator("files")
+    @classmethod
+    def _names_say_the_form(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        for file in files:
+            if not file.removesuffix(".gz").endswith((".jsonl", ".json")) and not file.endswith(".parquet"):
+                raise ValueError(f"{file}: a name ending in .jsonl or .json, perhaps with .gz, or .parquet is expected")
+        return files
+
+
 class InstructionsSection(Section):
+    questions: QuestionsSection = QuestionsSection()
     text_instructions: tuple[str, ...] = ()
-    """JSON Lines of `instruction, response`: for the text-only rows of stage 2 and for chain-of-modality rows."""
+    """JSON Lines of `instruction, response`: for the text-only rows of stage 2, and chain-of-modality rows where the
+    answer voice happens to have said the answer. A set that is to be spoken belongs into `questions`."""
     published: tuple[str, ...] = ()
     """SpeechInstruct files (`.jsonl`, or JSON Lines named `.json`: objects with `prefix, plain_text`) and stage-1 files
     (`.txt`: one `<sosp>…<eosp>` a line), each perhaps with `.gz` after it; local or s3://."""
@@ -87,9 +134,11 @@ class InstructionsSection(Section):
     """The paper keeps answers of fewer words than this."""
     transcribe_probability: float = Field(0.5, ge=0, le=1)
     """The paper's p: a unit-text pair becomes a recognition row with p, a speaking row with 1 - p."""
-    forms: tuple[Literal["s2s", "s2t", "t2s", "t2t"], ...] = ("s2s", "s2t", "t2s", "t2t")
-    descriptions: int = Field(20, ge=1, le=20)
-    """How many wordings of the recognition task, and of the speaking task, are drawn from."""
+    forms: tuple[Literal["s2s", "s2t", "t2s", "t2t", "direct"], ...] = ("s2s", "s2t", "t2s", "t2t")
+    """Speech or text in, speech or text out; `direct` is s2s without the transcript: the answer begins sooner. A stage
+    that is to learn it names it in its mixture."""
+    descriptions: int = Field(100, ge=1, le=100)
+    """Wordings of the recognition task, and of the speaking task, that are drawn from; the paper has 100 of each."""
     multi_turn: float = Field(0.0, ge=0, le=1)
     """Share of chain-of-modality rows that join two dialogues."""
 
@@ -103,8 +152,16 @@ class InstructionsSection(Section):
 
     @model_validator(mode="after")
     def _there_is_something_to_learn(self) -> "InstructionsSection":
-        if not self.own and not self.published and not self.text_instructions:
-            raise ValueError("own: false leaves no rows: name files in published or text_instructions")
+        if not self.own and not (self.published or self.text_instructions or self.questions.files):
+            raise ValueError("own: false leaves no rows: name files in published, text_instructions or questions.files")
+        if not self.own and self.questions.files and self.questions.spoken_by == "voices":
+            raise ValueError(
+                "own: false leaves out what the voices say, and questions.spoken_by is voices: set it to text-to-unit"
+            )
+        if both := set(self.text_instructions) & set(self.questions.files):
+            raise ValueError(
+                f"{sorted(both)[0]} is in text_instructions and in questions.files; the latter give text rows, too"
+            )
         return self
 
 

@@ -8,7 +8,7 @@ a text.
 import re
 from collections.abc import Iterable, Sequence
 from string import Formatter
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from transformers import (
@@ -90,6 +90,22 @@ def cut_token(vocabulary: Vocabulary) -> int:
     return vocabulary.eoh
 
 
+def allowed_tokens(grammar: Grammar, vocabulary: Vocabulary, rows: int) -> torch.Tensor:
+    """What may come next, bool [2 regions, rows]: in each region at its start, and after at least one token of it."""
+    content = {
+        "text": _text_tokens(rows, vocabulary),
+        "units": _only(rows, range(vocabulary.first_unit, vocabulary.first_unit + vocabulary.unit_count)),
+        "nothing": _only(rows, []),
+    }
+    allowed = []
+    for number, region in enumerate(grammar.regions):
+        last = number == len(grammar.markers)
+        after = _only(rows, end_tokens(vocabulary) if last else [grammar.markers[number]])
+        inside = content[region.content]
+        allowed += [inside if region.needed else inside | after, inside | after]
+    return torch.stack(allowed)
+
+
 class GrammarProcessor(LogitsProcessor):
     """Masks every token that the grammar does not allow next.
 
@@ -118,19 +134,7 @@ class GrammarProcessor(LogitsProcessor):
         self._markers = torch.tensor(grammar.markers, dtype=torch.long)
         self._is_text = torch.tensor([region.content == "text" for region in grammar.regions])
         self._cut = _only(rows, [cut_token(vocabulary)])
-        content = {
-            "text": _text_tokens(rows, vocabulary),
-            "units": _only(rows, range(self._first_unit, self._end_unit)),
-            "nothing": _only(rows, []),
-        }
-        allowed = []
-        for number, region in enumerate(grammar.regions):
-            last = number == len(grammar.markers)
-            after = _only(rows, end_tokens(vocabulary) if last else [grammar.markers[number]])
-            inside = content[region.content]
-            allowed += [inside if region.needed else inside | after, inside | after]
-        # Two rows a region: at its start, and after at least one token of it.
-        self._allowed = torch.stack(allowed)
+        self._allowed = allowed_tokens(grammar, vocabulary, rows)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """input_ids [batch, length], scores [batch, rows] -> scores with -inf where a token is not allowed."""
@@ -183,10 +187,14 @@ class SpeltEnd(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
         tails = input_ids[:, max(self._prompt_length, input_ids.shape[1] - _LONGEST_TAG) :].tolist()
-        ended = [
-            not self._vocabulary.is_unit(tail[-1]) and END_OF_ANSWER in self._vocabulary.decode(tail) for tail in tails
-        ]
-        return torch.tensor(ended, device=input_ids.device)
+        return torch.tensor([spells_end(tail, self._vocabulary) for tail in tails], device=input_ids.device)
+
+
+def spells_end(generated: Sequence[int], vocabulary: Vocabulary) -> bool:
+    """Whether the last tokens spell `<eoa>`, in a vocabulary that has no such token."""
+    if vocabulary.eoa is not None or not generated or vocabulary.is_unit(generated[-1]):
+        return False
+    return END_OF_ANSWER in vocabulary.decode(generated[-_LONGEST_TAG:])
 
 
 def sampling(generation: GenerationSection, seeds: Sequence[int], device: torch.device) -> LogitsProcessorList:
@@ -200,6 +208,58 @@ def sampling(generation: GenerationSection, seeds: Sequence[int], device: torch.
         processors.append(TopPLogitsWarper(generation.top_p))
     processors.append(GumbelSampler(seeds, device))
     return processors
+
+
+class Decoder:
+    """One reply, token by token: what `GrammarProcessor`, `sampling` and the stops do to a batch of `generate`.
+
+    Replies of different kinds, settings and ages can so share a forward pass. allowed: `allowed_tokens` of the grammar.
+    budget: tokens that the reply may have.
+    """
+
+    def __init__(
+        self,
+        grammar: Grammar,
+        allowed: torch.Tensor,
+        vocabulary: Vocabulary,
+        generation: GenerationSection,
+        budget: int,
+        seed: int,
+    ) -> None:
+        self.tokens: list[int] = []
+        self.ended = False
+        self._grammar, self._allowed, self._vocabulary = grammar, allowed, vocabulary
+        self._budget, self._max_text_tokens = budget, generation.max_text_tokens
+        self._sampling = sampling(generation, [seed], allowed.device)
+        self._merged = vocabulary.merged and vocabulary.unit_count > 1
+        self._ends = {*end_tokens(vocabulary), cut_token(vocabulary)}
+        self._region = self._words = 0
+        self._begun = False
+
+    def choose(self, scores: torch.Tensor) -> int:
+        """The next token, from the model's logits for it: [rows]."""
+        spent = self._grammar.regions[self._region].content == "text" and self._words >= self._max_text_tokens
+        if spent:
+            token = cut_token(self._vocabulary)
+        else:
+            scores = scores.masked_fill(~self._allowed[2 * self._region + self._begun], -torch.inf)
+            if self._merged and self.tokens and self._vocabulary.is_unit(self.tokens[-1]):
+                scores[self.tokens[-1]] = -torch.inf
+            if self._sampling:
+                generated: Any = torch.tensor([self.tokens], dtype=torch.long)
+                scores = self._sampling(generated, scores[None])[0]
+            token = int(scores.argmax())
+        self._take(token)
+        return token
+
+    def _take(self, token: int) -> None:
+        self.tokens.append(token)
+        is_marker = token in self._grammar.markers
+        self._region += is_marker
+        self._begun = not is_marker
+        self._words += not self._vocabulary.is_unit(token)
+        spelt = spells_end(self.tokens, self._vocabulary)
+        self.ended = token in self._ends or spelt or len(self.tokens) >= self._budget
 
 
 def _text_tokens(rows: int, vocabulary: Vocabulary) -> torch.Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from speechgpt.language.config import InstructionsSection
+from speechgpt.language.conversations import AskedTurn, Conversation, Pair
 from speechgpt.language.prompts import Exchange, Kind, PromptFormat, descriptions, row_text
 from speechgpt.language.segments import Speech, find_marker, write
 
@@ -29,7 +30,8 @@ class Row(NamedTuple):
 class Refusal(NamedTuple):
     """Something that no row was made from.
 
-    reason: `marker`, `long_answer`, `no_answer_speech`, or of a published row what `interop.instruction_rows` lists.
+    reason: `marker`, `long_answer`, `no_answer_speech`, `unspoken` (a text that no units came of), of a published row
+    what `interop.instruction_rows` lists, of a question set's what `language.question_filter` does.
     detail: where it is, and what is wrong with it, for people; never what it says.
     """
 
@@ -51,6 +53,8 @@ class Utterance:
     """What the clip should get back, if it is a question."""
     is_answer_voice: bool = False
     """Spoken by the voice that the model answers in."""
+    earlier: tuple[Pair, ...] = ()
+    """Of a question within a dialogue: what was said before it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ class WrittenQuestion:
     category: str
     question: str
     answer: str
+
+
+FROM_SPEECH: tuple[Kind, ...] = ("s2s", "s2t", "direct")
+FROM_TEXT: tuple[Kind, ...] = ("t2s", "t2t")
+TO_SPEECH: tuple[Kind, ...] = ("s2s", "t2s", "direct")
 
 
 @dataclass(frozen=True)
@@ -96,15 +105,37 @@ class RowBuilder:
         yield self._row(clip.id, clip.category, task)
         if clip.answer.strip():
             chain = Exchange("s2s", question=text, answer=clip.answer.strip(), question_units=clip.units)
-            yield from self._chains(clip.id, clip.category, chain, ("s2s", "s2t"))
+            yield from self._chains(clip.id, clip.category, chain, FROM_SPEECH, clip.earlier)
 
     def of_question(self, written: WrittenQuestion) -> Iterator[Row | Refusal]:
         """Its text row, and the chains that start from text."""
         asked = Exchange("text", question=written.question.strip(), answer=written.answer.strip())
         yield self._row(written.id, written.category, asked)
-        yield from self._chains(written.id, written.category, asked, ("t2s", "t2t"))
+        yield from self._chains(written.id, written.category, asked, FROM_TEXT)
 
-    def _chains(self, source: str, category: str, asked: Exchange, kinds: Sequence[Kind]) -> Iterator[Row | Refusal]:
+    def of_conversation(self, talk: Conversation, kinds: Sequence[Kind] = FROM_TEXT) -> Iterator[Row | Refusal]:
+        """Its text row, whole, and for each of its turns the chains that start from text; or of them these kinds."""
+        yield self._row(talk.id, talk.category, *(Exchange("text", said, answer) for said, answer in talk.turns))
+        for turn in talk.asked(self.section.questions.history, self.section.max_answer_words):
+            asked = Exchange("text", question=turn.question, answer=turn.answer)
+            yield from self._chains(turn.id, talk.category, asked, kinds, turn.earlier)
+
+    def of_written_speech(
+        self, turn: AskedTurn, category: str, question_units: tuple[int, ...], answer_units: tuple[int, ...]
+    ) -> Iterator[Row | Refusal]:
+        """The chains that begin or end in speech, of units that were made without sound. Empty units were not made."""
+        asked = Exchange("text", turn.question, turn.answer, question_units, answer_units)
+        for kind in ("s2s", "s2t", "direct", "t2s"):
+            if kind not in self.section.forms:
+                continue
+            if (kind in FROM_SPEECH and not question_units) or (kind in TO_SPEECH and not answer_units):
+                yield Refusal(turn.id, kind, "unspoken")
+            else:
+                yield from self._chains(turn.id, category, asked, (kind,), turn.earlier)
+
+    def _chains(
+        self, source: str, category: str, asked: Exchange, kinds: Sequence[Kind], given: Sequence[Pair] = ()
+    ) -> Iterator[Row | Refusal]:
         long = len(asked.answer.split()) >= self.section.max_answer_words
         for kind in kinds:
             if kind not in self.section.forms:
@@ -112,12 +143,15 @@ class RowBuilder:
             if long:
                 yield Refusal(source, kind, "long_answer")
                 continue
-            spoken = self.spoken_answers.get(asked.answer, ()) if kind.endswith("s") else ()
-            if kind.endswith("s") and not spoken:
+            aloud = kind in TO_SPEECH
+            spoken = (asked.answer_units or self.spoken_answers.get(asked.answer, ())) if aloud else ()
+            if aloud and not spoken:
                 yield Refusal(source, kind, "no_answer_speech")
                 continue
-            exchange = Exchange(kind, asked.question, asked.answer, asked.question_units, spoken)
-            yield self._row(source, category, *self._earlier(f"{kind}-{source}", asked.question), exchange)
+            heard = asked.question_units if kind in FROM_SPEECH else ()
+            exchange = Exchange(kind, "" if kind == "direct" else asked.question, asked.answer, heard, spoken)
+            earlier = [Exchange("t2t", said, answer) for said, answer in given]
+            yield self._row(source, category, *(earlier or self._earlier(f"{kind}-{source}", asked.question)), exchange)
 
     def _earlier(self, row: str, question: str) -> list[Exchange]:
         """The turn before, for the share of the rows that has one; as text, which is how dialogues are remembered."""

@@ -94,10 +94,15 @@ class SpeechLanguageModel:
         self, prompts: Sequence[Sequence[Segment]], kind: Kind, generation: GenerationSection, seed: int = 0
     ) -> list[Answer]:
         """Go on from prompts of one kind. Raises ValueError for a prompt that fills the model's context."""
-        encoded = [self.vocabulary.encode_prompt(prompt) for prompt in prompts]
+        return self.continued([self.vocabulary.encode_prompt(prompt) for prompt in prompts], kind, generation, seed)
+
+    def continued(
+        self, encoded: Sequence[list[int]], kind: Kind, generation: GenerationSection, seed: int = 0
+    ) -> list[Answer]:
+        """As `reply`, from prompts that are token ids."""
         for place, ids in enumerate(encoded):
-            if len(ids) >= self._context:
-                raise ValueError(f"prompt {place} has {len(ids)} tokens, the model's context {self._context}")
+            if len(ids) >= self.context:
+                raise ValueError(f"prompt {place} has {len(ids)} tokens, the model's context {self.context}")
         by_length = sorted(range(len(encoded)), key=lambda place: (len(encoded[place]), place))
         replies: dict[int, Answer] = {}
         for start in range(0, len(by_length), BATCH_ROWS):
@@ -115,7 +120,7 @@ class SpeechLanguageModel:
         longest = max(map(len, prompts))
         ids = torch.tensor([[vocabulary.pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-        budgets = [min(generation.max_new_tokens, self._context - len(prompt)) for prompt in prompts]
+        budgets = [min(generation.max_new_tokens, self.context - len(prompt)) for prompt in prompts]
         rules = GrammarProcessor(
             grammar(answer_template(self.prompts.dialect, kind), vocabulary),
             vocabulary,
@@ -124,7 +129,7 @@ class SpeechLanguageModel:
             budgets=budgets,
             max_text_tokens=generation.max_text_tokens,
         )
-        seeds = [_seed_of(prompt, seed) for prompt in prompts]
+        seeds = [seed_of(prompt, seed) for prompt in prompts]
         stops = [] if vocabulary.eoa is not None else [SpeltEnd(vocabulary, longest)]
         settings = GenerationConfig(
             do_sample=False,
@@ -159,7 +164,8 @@ class SpeechLanguageModel:
         return list(heard)
 
     @property
-    def _context(self) -> int:
+    def context(self) -> int:
+        """Tokens that a prompt and its reply may have together."""
         return getattr(self.model.config, "max_position_embeddings", 1 << 20)
 
 
@@ -171,7 +177,7 @@ def _until(ids: list[int], ends: set[int]) -> list[int]:
     return ids
 
 
-def _seed_of(prompt: list[int], seed: int) -> int:
+def seed_of(prompt: list[int], seed: int) -> int:
     """A seed for one reply, from the prompt itself: the same request gives the same reply in any company."""
     digest = hashlib.blake2b(repr((seed, prompt)).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1

@@ -124,11 +124,11 @@ class PromptFormat:
     def transcription(self, units: Sequence[int]) -> list[Segment]:
         """Prompt that asks for the words of speech."""
         description = self.transcribe or descriptions("transcribe")[0]
-        return self._ask(Exchange("transcribe", question_units=tuple(units), description=description))
+        return self.ask(Exchange("transcribe", question_units=tuple(units), description=description))
 
     def speaking(self, text: str) -> list[Segment]:
         """Prompt that asks for text to be read aloud."""
-        return self._ask(Exchange("speak", question=text, description=self.speak or descriptions("speak")[0]))
+        return self.ask(Exchange("speak", question=text, description=self.speak or descriptions("speak")[0]))
 
     def dialogue(self, turns: Dialogue, form: ReplyForm) -> list[Segment]:
         """Prompt for the answer to the last turn.
@@ -145,8 +145,9 @@ class PromptFormat:
         )
         return [Template(self.prefix), *past, *self._question(asked)]
 
-    def _ask(self, exchange: Exchange) -> list[Segment]:
-        return [Template(self.prefix), *self._question(exchange)]
+    def ask(self, exchange: Exchange, prefix: str | None = None) -> list[Segment]:
+        """Prompt that asks for the exchange's answer; `prefix` is a row's own, if it is another than the model's."""
+        return [Template(self.prefix if prefix is None else prefix), *self._question(exchange)]
 
     def _question(self, exchange: Exchange) -> list[Segment]:
         return list(_fill(question_template(self.dialect, exchange.kind), exchange))

@@ -13,6 +13,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from speechgpt.runtime import uploads
+
 
 class BucketError(OSError):
     """S3 refused or did not answer; the message names the bucket and the server's reason."""
@@ -108,7 +110,7 @@ def _get(fs: pafs.FileSystem, address: str, target: Path) -> None:
 
 
 def _put(fs: pafs.FileSystem, file: Path, address: str) -> str:
-    pafs.copy_files(str(file), address, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
+    uploads.put(file, fs, address)
     return address
 
 

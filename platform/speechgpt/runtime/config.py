@@ -120,6 +120,8 @@ class ResourcesSection(Section):
 
     synthesis: PoolSection = PoolSection()
     tokenisation: PoolSection = PoolSection()
+    text_to_unit: PoolSection = PoolSection()
+    """Actors that write the units of question sets."""
     accelerator: str = ""
     """Ray accelerator type of the GPU nodes, e.g. `A100-80G`."""
     node_type_cpu: str = "m6i.4xlarge"

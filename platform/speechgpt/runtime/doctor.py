@@ -11,15 +11,18 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
 
+from speechgpt.runtime.bucket_health import examine_bucket
+from speechgpt.runtime.cluster_health import answers_strangers, examine_cluster
+from speechgpt.runtime.findings import Finding
 from speechgpt.runtime.tracking import without_password
 
 DISTRIBUTION = "speechgpt-ray"
@@ -27,9 +30,8 @@ SERVE_PORT = 8000
 DASHBOARD_PORT = 8265
 MIN_FREE_DISK = 5 << 30
 MIN_MEMORY = 6 << 30
-
-Grade = Literal["ok", "note", "missing"]
-"""`note`: works without, or works less well; `missing`: required."""
+MIN_SHARED_MEMORY = 1 << 30
+MIN_OPEN_FILES = 4096
 
 _OPTIONAL_EXTRAS = {
     "voices": "recipes that synthesise their speech, and the teacher of train-encoder",
@@ -39,24 +41,22 @@ _OPTIONAL_EXTRAS = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    subject: str
-    grade: Grade
-    found: str
-    remedy: str = ""
-
-
 def main(
     workspace: Annotated[
         str, typer.Option(help="Where runs are to be kept; its disk or bucket is looked at.")
     ] = "runs",
+    address: Annotated[
+        str,
+        typer.Option(
+            envvar="RAY_API_SERVER_ADDRESS", help="A cluster's dashboard to examine, too, e.g. http://head:8265."
+        ),
+    ] = "",
     json: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.")
     ] = False,
 ) -> None:
-    """Say what this machine has and lacks for SpeechGPT, and how to get it."""
-    findings = list(examine(workspace))
+    """Say what this machine, and a cluster, has and lacks for SpeechGPT, and how to get it."""
+    findings = list(examine(workspace, address))
     healthy = all(finding.grade != "missing" for finding in findings)
     if json:
         print(json_module.dumps({"healthy": healthy, "findings": [asdict(finding) for finding in findings]}, indent=2))
@@ -65,7 +65,7 @@ def main(
     raise typer.Exit(0 if healthy else 1)
 
 
-def examine(workspace: str) -> Iterator[Finding]:
+def examine(workspace: str, address: str = "") -> Iterator[Finding]:
     """Look at everything, in the order in which things go wrong."""
     yield _python()
     yield from _packages()
@@ -77,8 +77,18 @@ def examine(workspace: str) -> Iterator[Finding]:
         yield _memory()
     if find_spec("torch"):
         yield _gpu()
-    yield _storage(workspace)
+    yield _open_files()
+    if shared_memory := _shared_memory():
+        yield shared_memory
+    if workspace.startswith("s3://"):
+        yield from examine_bucket(workspace)
+    else:
+        yield _storage(workspace)
     yield _ray()
+    if address:
+        yield from examine_cluster(address)
+    elif exposed := _exposed_dashboard():
+        yield exposed
     yield _tracking()
     yield _port("serving port", SERVE_PORT, "speechgpt serve --port N")
 
@@ -162,8 +172,6 @@ def _gpu() -> Finding:
 
 
 def _storage(workspace: str) -> Finding:
-    if workspace.startswith("s3://"):
-        return _bucket(workspace)
     place = Path(workspace).absolute()
     while not place.exists():
         place = place.parent
@@ -176,17 +184,45 @@ def _storage(workspace: str) -> Finding:
     return Finding("workspace", "ok", found)
 
 
-def _bucket(workspace: str) -> Finding:
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
+def _open_files() -> Finding:
+    import resource
 
-    bucket = workspace.removeprefix("s3://").partition("/")[0]
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= MIN_OPEN_FILES or soft == resource.RLIM_INFINITY:
+        return Finding("open files", "ok", str(soft))
+    return Finding("open files", "note", str(soft), f"ulimit -n {MIN_OPEN_FILES}: Ray's processes hold many sockets")
+
+
+def _shared_memory() -> Finding | None:
+    """Ray's object store lies in /dev/shm; a container's own has 64 MB, and Ray then uses the slow /tmp."""
+    place = Path("/dev/shm")
+    if not place.is_dir():
+        return None
+    size = shutil.disk_usage(place).total
+    if size >= MIN_SHARED_MEMORY:
+        return Finding("shared memory", "ok", f"{size / 2**30:.1f} GiB at /dev/shm")
+    found = f"{size / 2**20:.0f} MiB at /dev/shm"
+    return Finding(
+        "shared memory", "note", found, "docker run --shm-size=4g (Kubernetes: an emptyDir of medium Memory)"
+    )
+
+
+def _exposed_dashboard() -> Finding | None:
+    """A Ray dashboard of this machine that other machines reach, and that asks nobody for a token."""
+    if not find_spec("psutil") or not find_spec("httpx"):
+        return None
+    import psutil
+
     try:
-        boto3.client("s3").head_bucket(Bucket=bucket)
-    except (BotoCoreError, ClientError) as error:
-        remedy = "AWS credentials (environment, profile or role) that may write it; AWS_ENDPOINT_URL for another server"
-        return Finding("workspace", "missing", f"s3://{bucket}: {error}", remedy)
-    return Finding("workspace", "ok", f"s3://{bucket} answers")
+        listening = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    except psutil.AccessDenied:
+        return None
+    public = [a for a in listening if a.port == DASHBOARD_PORT and not a.ip.startswith("127.") and a.ip != "::1"]
+    if not public or not answers_strangers(f"http://127.0.0.1:{DASHBOARD_PORT}"):
+        return None
+    remedy = "stop it, and start it with RAY_AUTH_MODE=token and --dashboard-host=127.0.0.1"
+    found = f"the dashboard on {public[0].ip}:{DASHBOARD_PORT} runs any code for anybody"
+    return Finding("Ray authentication", "missing", found, remedy)
 
 
 def _ray() -> Finding:

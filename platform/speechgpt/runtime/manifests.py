@@ -1,8 +1,8 @@
-"""A recipe's resources as the files that clusters are made from: KubeRay's RayJob and RayService, Ray's AWS autoscaler.
+"""A recipe's resources as KubeRay's RayCluster, RayJob and RayService.
 
-Pure functions from numbers to the dictionaries that go into YAML. The three share one shape: a head that schedules and
-computes nothing, a pool of CPU nodes, a pool of GPU nodes, both growing from the least to the most the recipe allows;
-token authentication on; credentials only by reference (instance role, Kubernetes secret).
+Pure functions from numbers to the dictionaries that go into YAML. They share one shape with the AWS file
+(aws_cluster.py): a head that schedules and computes nothing, a pool of CPU nodes, a pool of GPU nodes, both growing
+from the least to the most the recipe allows; token authentication on; credentials only by reference.
 """
 
 import math
@@ -22,13 +22,21 @@ USER_ID = 1000
 """The user of infra/images/Dockerfile; also that of the AWS machines, so that files mounted from them are readable."""
 CREDENTIALS_SECRET = "speechgpt-credentials"
 """Kubernetes secret, if there is one, with AWS_… and MLFLOW_… variables; with a cloud's own roles it is not needed."""
+REDIS_SECRET = "speechgpt-redis"
+"""Kubernetes secret with the `password` of the Redis that outlives a head."""
 RECIPE_PATH = "/etc/speechgpt/recipe.yaml"
 API_KEY = "SPEECHGPT_API_KEY"
 PROXY_CALLBACK = "serve.guard:proxy_middlewares"
 """Refuses oversized bodies before Serve reads them; named, not imported: the serving code stands above this room."""
+DASHBOARD_PORT, METRICS_PORT = 8265, 8080
+_UNPRIVILEGED = {
+    "runAsNonRoot": True,
+    "runAsUser": USER_ID,
+    "fsGroup": USER_ID,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+_TIGHT = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 _HEAD = NodeSection(cpus=2, memory_gib=8, gpus=0)
-_HEAD_INSTANCE = "m6i.xlarge"
-_HEAD_PROFILE, _NODE_PROFILE = "speechgpt-head", "speechgpt-node"
 _RAYLET_HEALTH = {"path": "/api/local_raylet_healthz", "port": 52365}
 """Served by Ray's agent on every node, without a token."""
 
@@ -48,6 +56,11 @@ class Release:
     recipe_yaml: str | None = None
     """A recipe that the image does not have: every pod finds it at RECIPE_PATH."""
 
+    @property
+    def instance(self) -> str:
+        """What everything of this recipe is called."""
+        return f"speechgpt-{self.name}"
+
 
 @dataclass(frozen=True)
 class TrainingWorkers:
@@ -63,6 +76,8 @@ class _Container:
     """What the nodes of one kind have beside their size."""
 
     name: str
+    component: str
+    """What the cluster is for: `job`, `service` or `cluster`; the guards tell pods apart by it."""
     ports: Mapping[str, int] = field(default_factory=dict)
     ready: Mapping[str, Any] = field(default_factory=lambda: _RAYLET_HEALTH)
     """The HTTP request that says whether traffic may come."""
@@ -91,20 +106,43 @@ def check_demand(resources: ResourcesSection, serving: ServingSection, training:
         )
 
 
-def ray_job(release: Release, command: Sequence[str], resources: ResourcesSection) -> list[Manifest]:
+def ray_cluster(release: Release, resources: ResourcesSection) -> list[Manifest]:
+    """A RayCluster that stays, for `speechgpt submit`. Its head may die: what it knew is in Redis."""
+    worker = _Container("ray-worker", component="cluster")
+    spec = _cluster(release, resources, least_cpu_nodes=0, worker=worker) | _outlives_its_head(release, "cluster")
+    return [*_recipe(release), _resource("RayCluster", release, spec)]
+
+
+def ray_job(
+    release: Release, command: Sequence[str], resources: ResourcesSection, job: str = "pipeline", queue: str = ""
+) -> list[Manifest]:
     """A RayJob that brings its own cluster up, runs `command` on its head, and takes it down again.
 
-    It is tried again when it fails: jobs resume from what is in the workspace.
+    It is tried again when it fails: jobs resume from what is in the workspace. `queue` is a Kueue LocalQueue; Kueue
+    admits a cluster whole, so that one in a queue has its full size at once and Ray's autoscaler is off.
     """
+    worker = _Container("ray-worker", component="job")
+    cluster = _cluster(release, resources, least_cpu_nodes=0, worker=worker)
+    if queue:
+        cluster["enableInTreeAutoscaling"] = False
+        del cluster["autoscalerOptions"]
+        for group in cluster["workerGroupSpecs"]:
+            group["replicas"] = group["minReplicas"] = group["maxReplicas"]
     spec = {
         "entrypoint": shlex.join(command),
         "submissionMode": "K8sJobMode",
         "backoffLimit": 3,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": 600,
-        "rayClusterSpec": _cluster(release, resources, least_cpu_nodes=0, worker=_Container("ray-worker")),
+        "submitterPodTemplate": _submitter(release),
+        "rayClusterSpec": cluster,
     }
-    return [*_recipe(release), _resource("RayJob", release, spec)]
+    manifest = _resource("RayJob", release, spec)
+    if job != "pipeline":
+        manifest["metadata"]["name"] += "-" + job.replace(" ", "-")
+    if queue:
+        manifest["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = queue
+    return [*_recipe(release), manifest]
 
 
 def ray_service(
@@ -112,22 +150,13 @@ def ray_service(
 ) -> list[Manifest]:
     """A RayService with one Serve `application` (`name, import_path, route_prefix, args`).
 
-    It keeps as many CPU nodes as the least number of replicas needs, and does not start without an API key in
-    CREDENTIALS_SECRET.
+    It keeps as many CPU and GPU nodes as the least number of replicas needs, does not start without an API key in
+    CREDENTIALS_SECRET, and answers while its head is away (its state is in Redis).
     """
-    config = {
-        "proxy_location": "EveryNode",
-        "http_options": {
-            "host": "0.0.0.0",
-            "port": serving.port,
-            "request_timeout_s": serving.request_timeout_seconds,
-        },
-        "applications": [application],
-    }
-    on_cpus = [deployment for _, deployment in _deployments(serving) if not deployment.gpus]
-    least = math.ceil(sum(d.cpus * d.min_replicas for d in on_cpus) / resources.cpu_node.cpus)
+    cpu_nodes, gpu_nodes = serving_nodes(resources, serving)
     worker = _Container(
         "ray-worker",
+        component="service",
         ports={"serve": serving.port},
         # The proxy of a node without replicas is down, and traffic must not go there.
         ready={"path": "/-/healthz", "port": serving.port},
@@ -137,82 +166,87 @@ def ray_service(
         ],
     )
     spec = {
-        "serveConfigV2": yaml.safe_dump(config, sort_keys=False),
+        "serveConfigV2": yaml.safe_dump(serve_config(application, serving), sort_keys=False),
         "excludeHeadPodFromServeSvc": True,
-        "rayClusterConfig": _cluster(release, resources, min(least, resources.max_cpu_nodes), worker),
+        "rayClusterConfig": _cluster(release, resources, cpu_nodes, worker, gpu_nodes)
+        | _outlives_its_head(release, "service"),
     }
     return [*_recipe(release), _resource("RayService", release, spec)]
 
 
-def aws_cluster(release: Release, resources: ResourcesSection, region: str) -> Manifest:
-    """The file of `ray up`: an on-demand head, on-demand CPU nodes, GPU nodes from the spot market."""
-    nodes: Manifest = {"head": {"resources": {"CPU": 0}, "node_config": _instance(_HEAD_INSTANCE, _HEAD_PROFILE)}}
-    # Resources left empty are filled in by `ray up` from the instance type.
-    if resources.max_cpu_nodes:
-        nodes["cpu"] = {
-            "min_workers": 0,
-            "max_workers": resources.max_cpu_nodes,
-            "resources": {},
-            "node_config": _instance(resources.node_type_cpu, _NODE_PROFILE),
-        }
-    if resources.max_gpu_nodes:
-        spot = {"InstanceMarketOptions": {"MarketType": "spot"}}
-        nodes["gpu"] = {
-            "min_workers": 0,
-            "max_workers": resources.max_gpu_nodes,
-            "resources": {},
-            "node_config": _instance(resources.node_type_gpu, _NODE_PROFILE) | spot,
-        }
-    start = "ulimit -n 65536; ray start --disable-usage-stats"
+def serve_config(application: Manifest, serving: ServingSection) -> Manifest:
+    """What `serve deploy` takes, and KubeRay hands on."""
     return {
-        "cluster_name": f"speechgpt-{release.name}",
-        "max_workers": resources.max_cpu_nodes + resources.max_gpu_nodes,
-        "idle_timeout_minutes": resources.idle_minutes,
-        # Stopped machines would keep their disks, and a spot machine cannot be stopped.
-        "provider": {"type": "aws", "region": region, "cache_stopped_nodes": False},
-        "auth": {"ssh_user": "ubuntu"},
-        "docker": {
-            "image": release.image,
-            "container_name": "speechgpt",
-            "pull_before_run": True,
-            "run_options": ["--ulimit nofile=65536:65536", "--env RAY_AUTH_MODE=token"],
+        "proxy_location": "EveryNode",
+        "http_options": {
+            "host": "0.0.0.0",
+            "port": serving.port,
+            "request_timeout_s": serving.request_timeout_seconds,
         },
-        "available_node_types": nodes,
-        "head_node_type": "head",
-        # The token of the machine that runs `ray up`; made there by `ray get-auth-token --generate`.
-        "file_mounts": {"~/.ray/auth_token": "~/.ray/auth_token"},
-        # The image has everything; Ray's defaults would install its nightly build.
-        "setup_commands": [],
-        "head_setup_commands": [],
-        "worker_setup_commands": [],
-        "head_start_ray_commands": [
-            "ray stop",
-            # The dashboard stays on the head's loopback; `ray dashboard` brings it through SSH.
-            f"{start} --head --port=6379 --num-cpus=0 --dashboard-host=127.0.0.1"
-            " --autoscaling-config=~/ray_bootstrap_config.yaml",
-        ],
-        "worker_start_ray_commands": ["ray stop", f"{start} --address=$RAY_HEAD_IP:6379"],
+        "applications": [application],
     }
 
 
+def serving_nodes(resources: ResourcesSection, serving: ServingSection) -> tuple[int, int]:
+    """(CPU nodes, GPU nodes) that the least number of replicas needs."""
+    deployments = [deployment for _, deployment in _deployments(serving)]
+    on_cpus = sum(d.cpus * d.min_replicas for d in deployments if not d.gpus)
+    on_gpus = sum(d.gpus * d.min_replicas for d in deployments)
+    cpu_nodes = min(math.ceil(on_cpus / resources.cpu_node.cpus), resources.max_cpu_nodes)
+    gpu_nodes = math.ceil(on_gpus / resources.gpu_node.gpus) if on_gpus and resources.gpu_node.gpus else 0
+    return cpu_nodes, min(gpu_nodes, resources.max_gpu_nodes)
+
+
 def _resource(kind: str, release: Release, spec: Manifest) -> Manifest:
-    metadata = {"name": f"speechgpt-{release.name}", "labels": _labels(release)}
+    metadata: Manifest = {"name": release.instance, "labels": labels(release)}
     return {"apiVersion": "ray.io/v1", "kind": kind, "metadata": metadata, "spec": spec}
 
 
 def _recipe(release: Release) -> list[Manifest]:
     if release.recipe_yaml is None:
         return []
-    metadata = {"name": f"speechgpt-{release.name}-recipe", "labels": _labels(release)}
+    metadata = {"name": f"{release.instance}-recipe", "labels": labels(release)}
     file = {PurePosixPath(RECIPE_PATH).name: release.recipe_yaml}
     return [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": file}]
 
 
-def _cluster(release: Release, resources: ResourcesSection, least_cpu_nodes: int, worker: _Container) -> Manifest:
+def _outlives_its_head(release: Release, component: str) -> Manifest:
+    """GCS fault tolerance: what the head knows of nodes, actors and replicas is kept in Redis."""
+    return {
+        "gcsFaultToleranceOptions": {
+            "redisAddress": f"{release.instance}-redis:6379",
+            "redisPassword": {"valueFrom": {"secretKeyRef": {"name": REDIS_SECRET, "key": "password"}}},
+            # A cluster and a service of one recipe share the server and not their state.
+            "externalStorageNamespace": f"{release.instance}-{component}",
+        }
+    }
+
+
+def _submitter(release: Release) -> Manifest:
+    """The pod that hands a RayJob's entrypoint to its cluster; KubeRay's own would not be let in by the policies."""
+    container = {
+        "name": "ray-job-submitter",
+        "image": release.image,
+        "securityContext": _TIGHT,
+        "resources": {"requests": {"cpu": "200m", "memory": "512Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
+    }
+    return {
+        "metadata": {"labels": labels(release) | {"app.kubernetes.io/component": "submitter"}},
+        "spec": {"restartPolicy": "Never", "securityContext": dict(_UNPRIVILEGED), "containers": [container]},
+    }
+
+
+def _cluster(
+    release: Release,
+    resources: ResourcesSection,
+    least_cpu_nodes: int,
+    worker: _Container,
+    least_gpu_nodes: int = 0,
+) -> Manifest:
     head = replace(
         worker,
         name="ray-head",
-        ports={"gcs": 6379, "dashboard": 8265, "client": 10001} | dict(worker.ports),
+        ports={"gcs": 6379, "dashboard": DASHBOARD_PORT, "client": 10001} | dict(worker.ports),
         ready=_RAYLET_HEALTH,
     )
     groups = []
@@ -221,7 +255,7 @@ def _cluster(release: Release, resources: ResourcesSection, least_cpu_nodes: int
         groups.append(_group("cpu", pod, least_cpu_nodes, resources.max_cpu_nodes))
     if resources.max_gpu_nodes:
         pod = _pod(release, worker, resources.gpu_node)
-        groups.append(_group("gpu", pod, 0, resources.max_gpu_nodes))
+        groups.append(_group("gpu", pod, least_gpu_nodes, resources.max_gpu_nodes))
         if resources.accelerator:
             groups[-1]["labels"] = {"ray.io/accelerator-type": resources.accelerator}
     return {
@@ -249,6 +283,7 @@ def _group(name: str, pod: Manifest, least: int, most: int) -> Manifest:
 
 
 def _pod(release: Release, container: _Container, node: NodeSection) -> Manifest:
+    ports = {"metrics": METRICS_PORT} | dict(container.ports)
     # Requests equal limits: Ray counts what the limits say, and a pod that exceeds its request is the first to go.
     amounts: Manifest = {"cpu": str(node.cpus), "memory": f"{node.memory_gib}Gi"}
     # A container's own /dev/shm has 64 MB.
@@ -256,23 +291,20 @@ def _pod(release: Release, container: _Container, node: NodeSection) -> Manifest
     volumes: list[Manifest] = [{"name": "shared-memory", "emptyDir": memory}]
     mounts: list[Manifest] = [{"name": "shared-memory", "mountPath": "/dev/shm"}]
     if release.recipe_yaml is not None:
-        volumes.append({"name": "recipe", "configMap": {"name": f"speechgpt-{release.name}-recipe"}})
+        volumes.append({"name": "recipe", "configMap": {"name": f"{release.instance}-recipe"}})
         mounts.append({"name": "recipe", "mountPath": str(PurePosixPath(RECIPE_PATH).parent), "readOnly": True})
     spec: Manifest = {
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "fsGroup": USER_ID,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": dict(_UNPRIVILEGED),
+        # A node that goes away lets Ray move what it can; the default of 30 s is as long as Serve's health check.
+        "terminationGracePeriodSeconds": 60,
         "containers": [
             {
                 "name": container.name,
                 "image": release.image,
-                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                "securityContext": _TIGHT,
                 "env": list(container.environment),
                 "envFrom": [{"secretRef": {"name": CREDENTIALS_SECRET, "optional": True}}],
-                "ports": [{"name": name, "containerPort": port} for name, port in container.ports.items()],
+                "ports": [{"name": name, "containerPort": port} for name, port in ports.items()],
                 "resources": {"requests": amounts, "limits": amounts},
                 "startupProbe": _probe(_RAYLET_HEALTH, period=5, failures=60),
                 "livenessProbe": _probe(_RAYLET_HEALTH, period=10, failures=12),
@@ -282,10 +314,14 @@ def _pod(release: Release, container: _Container, node: NodeSection) -> Manifest
         ],
         "volumes": volumes,
     }
+    if container.name != "ray-head":
+        # Only the head's autoscaler speaks to Kubernetes.
+        spec["automountServiceAccountToken"] = False
     if node.gpus:
         amounts["nvidia.com/gpu"] = str(node.gpus)
         spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    return {"metadata": {"labels": _labels(release)}, "spec": spec}
+    marks = labels(release) | {"app.kubernetes.io/component": container.component}
+    return {"metadata": {"labels": marks}, "spec": spec}
 
 
 def _probe(request: Mapping[str, Any], period: int, failures: int) -> Manifest:
@@ -298,21 +334,8 @@ def _shared_memory_gib(node: NodeSection) -> int:
     return math.ceil(0.35 * node.memory_gib)
 
 
-def _labels(release: Release) -> dict[str, str]:
+def labels(release: Release) -> dict[str, str]:
     return {"app.kubernetes.io/name": "speechgpt", "app.kubernetes.io/instance": release.name}
-
-
-def _instance(instance_type: str, profile: str) -> Manifest:
-    return {
-        "InstanceType": instance_type,
-        # Where the keys to storage come from: a role that the operator made, named in infra/README.md.
-        "IamInstanceProfile": {"Name": profile},
-        "BlockDeviceMappings": [
-            {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 150, "VolumeType": "gp3", "Encrypted": True}}
-        ],
-        # The role's keys answer only to IMDSv2, which a forged request cannot speak; a container is one hop further.
-        "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 2},
-    }
 
 
 def _workers(

@@ -31,6 +31,7 @@ DIGEST = "speechgpt.digest"
 _EMBEDDED = "mlflow"
 """The embedded store's directory in a local workspace."""
 _PARAM_LENGTH = 500
+_SYSTEM_SECONDS = 5
 _PARAMS_AT_ONCE = 100
 
 
@@ -76,6 +77,25 @@ class Run:
     def made(self, digest: str, parts: Mapping[str, str]) -> None:
         """Say what this run made: the digest that readers refer to, and {name: digest} of each part."""
         self.set_tags({"output": digest} | {f"output.{name}": part for name, part in parts.items()})
+
+    @contextmanager
+    def system_metrics(self, node: str = "") -> Iterator[None]:
+        """Log this machine's CPU, memory, disk, network and GPUs (`system/…`) while the block lasts.
+
+        node: tells machines apart where several log into one run.
+        """
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        # Logs about starting and stopping are nobody's news.
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+        monitor = SystemMetricsMonitor(
+            self.id, _SYSTEM_SECONDS, resume_logging=True, node_id=node or None, tracking_uri=self.uri
+        )
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def end(self, status: str) -> None:
         """FINISHED, FAILED or KILLED."""
@@ -194,6 +214,28 @@ class Tracking:
         run.log_artifacts(directory, "bundle")
         source = f"{client.get_run(run.id).info.artifact_uri}/bundle"
         made = client.create_model_version(self.model, source, run_id=run.id, tags={DIGEST: digest})
+        return str(made.version)
+
+    def register_stage(self, run: Run, stage: str, source: str, digest: str, lineage: Mapping[str, str]) -> str:
+        """Register what a stage left at `source` (a path or s3://) under a name of the stage's; returns the version.
+
+        The files stay where they are: a language model is too large to be stored twice. The version leads to its run,
+        and so to the data; `lineage` is told as tags beside. A digest that is registered already keeps its version.
+        """
+        from mlflow.exceptions import MlflowException
+
+        client, name = _client(self.uri), f"{self.model}-{stage}"
+        _make_model(client, name)
+        for version in client.search_model_versions(f"name = '{name}'"):
+            if version.tags.get(DIGEST) == digest:
+                return str(version.version)
+        tags = {DIGEST: digest, "stage": stage, **lineage}
+        try:
+            made = client.create_model_version(name, source, run_id=run.id, tags=tags)
+        except MlflowException as error:
+            raise TrackingError(
+                f"{name}: {without_password(self.uri)} does not register {source}: {error.message}"
+            ) from None
         return str(made.version)
 
     def version_of(self, digest: str) -> str | None:

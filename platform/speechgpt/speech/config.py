@@ -2,8 +2,9 @@
 
 import math
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from speechgpt.section import Section
 
@@ -23,11 +24,36 @@ class DataSection(Section):
     """A job stops when more than this share of its input is in quarantine."""
 
 
+class SpeechServiceSection(Section):
+    """A service that speaks by OpenAI's route `POST URL/audio/speech`: a company's, a server of one's own, or ours."""
+
+    url: str = Field(pattern=r"^https?://")
+    """Up to the version: `https://host/v1`."""
+    model: str = "tts-1"
+    key_variable: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable that holds the key, on every machine that speaks; unset, none is sent."""
+    timeout_seconds: float = Field(60, gt=0)
+    retries: int = Field(6, ge=0)
+    """Further attempts when it is busy (408, 409, 425, 429, 5xx) or cannot be reached, later each time."""
+
+    @field_validator("url")
+    @classmethod
+    def _no_secret(cls, url: str) -> str:
+        # A recipe is copied beside everything it makes.
+        parts = urlsplit(url)
+        if parts.password or parts.username or parts.query:
+            raise ValueError("url: no name, password or query: a key is given in the variable key_variable names")
+        return url
+
+
 class VoiceSection(Section):
     """One synthetic speaker."""
 
-    engine: Literal["hibari", "kokoro", "espeak", "piper", "flite", "tone"]
-    """`tone` is not a voice: it spells letters as tones, instantly, for recipes that test the plumbing."""
+    engine: Literal["hibari", "kokoro", "espeak", "piper", "flite", "http", "tone"]
+    """`tone` is not a voice: it spells letters as tones, instantly, for recipes that test the plumbing. `http` asks
+    `service`, whose sound may differ from one asking to the next: clips that were spoken are kept, not asked for again.
+    """
+    service: SpeechServiceSection | None = None
     voice: str = "default"
     """The engine's name of the voice, e.g. `en-us+f2` for espeak, `am_michael` for kokoro."""
     speed: tuple[float, float] = (1.0, 1.0)
@@ -38,6 +64,12 @@ class VoiceSection(Section):
     """How often it is drawn, relative to the others: a slow engine speaks less."""
     examined: bool = True
     """Whether it asks the held-out questions, too."""
+
+    @model_validator(mode="after")
+    def _service_is_http_s(self) -> "VoiceSection":
+        if (self.engine == "http") != (self.service is not None):
+            raise ValueError("engine: http needs a `service`, and no other engine has one")
+        return self
 
 
 class VoicesSection(Section):

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from speechgpt.speech.generators import HifiGanGenerator
 
-# Code is compiled for each length of each layer, some 70 pieces of it a length, and costs ten milliseconds a piece. With
-# oneDNN's own limit of 1024 those of a long clip would push out those of the next. Read at oneDNN's first use.
+# Code is compiled for each length of each layer, some 70 pieces of it a length, and costs ten milliseconds a piece.
+# With oneDNN's own limit of 1024 those of a long clip would push out those of the next. Read at oneDNN's first use.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
 
 LONGEST = 500

@@ -24,11 +24,12 @@ class VocoderStream:
 
     Nothing is computed twice: each layer keeps the few samples that it needs again, so memory and the work for a unit
     do not depend on how much was spoken. Sound follows its units by `look_ahead` frames, and by two more units where
-    durations are predicted.
+    durations are predicted. speed: how many times as fast as predicted the units are spoken.
     """
 
-    def __init__(self, vocoder: Vocoder, speaker: int | None = None) -> None:
+    def __init__(self, vocoder: Vocoder, speaker: int | None = None, speed: float = 1.0) -> None:
         self._vocoder = vocoder
+        self._speed, self._spoken = speed, 0
         model = vocoder.model
         with torch.inference_mode():
             self._predictor = None if model.dur_predictor is None else DurationStream(vocoder.duration_predictor())
@@ -97,7 +98,16 @@ class VocoderStream:
         self._waiting = torch.cat([self._waiting, codes])
         frames = frames_of(self._predictor.push(self._vocoder.embedded(codes[None]).transpose(1, 2).double(), last))
         known, self._waiting = self._waiting[: len(frames)], self._waiting[len(frames) :].clone()
-        return known.repeat_interleave(frames)
+        return known.repeat_interleave(self._hurried(frames))
+
+    def _hurried(self, frames: Tensor) -> Tensor:
+        """The units' ends are rounded, not their lengths, so that no error adds up over a clip."""
+        if self._speed == 1 or not len(frames):
+            return frames
+        ends = frames.cumsum(0) + self._spoken
+        at_speed = torch.round(torch.cat([ends.new_tensor([self._spoken]), ends]).double() / self._speed).long()
+        self._spoken = int(ends[-1])
+        return at_speed.diff()
 
 
 class DurationStream:

@@ -1,4 +1,4 @@
-"""Synthetic speakers that come as packages: text in, 16 kHz speech out, the same for the same seed."""
+"""Synthetic speakers, from packages or behind HTTP: text in, 16 kHz speech out, the same for the same seed."""
 
 import ctypes
 import functools
@@ -18,6 +18,7 @@ import numpy as np
 
 from speechgpt.speech.audio import FRAME, SAMPLE_RATE
 from speechgpt.speech.config import VoiceSection
+from speechgpt.speech.http_voice import HttpVoice, HttpVoiceError
 
 _MARGIN = SAMPLE_RATE * 60 // 1000
 """Silence kept around the speech: 60 ms."""
@@ -38,7 +39,7 @@ class Voice:
     def __init__(self, section: VoiceSection) -> None:
         _check_installed(section)
         self.section = section
-        self._engine = _ENGINES[section.engine]
+        self._engine = HttpVoice(section.service) if section.service else _ENGINES[section.engine]
 
     def say(self, text: str, seed: int) -> np.ndarray:
         """Speak `text` at the speed and pitch that `seed` draws: float32 [samples] at 16 kHz, silence trimmed."""
@@ -49,7 +50,10 @@ class Voice:
         shift = 2 ** (draw.uniform(*self.section.pitch) / 12)
         # Playing faster raises pitch and formants together, as a shorter vocal tract does; the engine speaks slower
         # to make up for it.
-        wave, rate = self._engine(text, self.section.voice, speed / shift)
+        try:
+            wave, rate = self._engine(text, self.section.voice, speed / shift)
+        except HttpVoiceError as error:
+            raise VoiceError(str(error)) from None
         wave = soxr.resample(wave.astype(np.float32), rate * shift, SAMPLE_RATE)
         return _trim(wave)
 

@@ -5,11 +5,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed, nn
 
+from speechgpt.training import abilities
 from speechgpt.training.config import EngineSection, StageSection
 
 if TYPE_CHECKING:
@@ -24,10 +26,13 @@ def configuration(engine: EngineSection, stage: StageSection, workers: int) -> d
     zero: dict[str, Any] = {"stage": engine.zero_stage, "overlap_comm": engine.gpus_per_worker > 0}
     if engine.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
-    if engine.offload == "cpu":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": engine.gpus_per_worker > 0}
+    if engine.offload != "none":
+        place: dict[str, Any] = {"device": engine.offload, "pin_memory": engine.gpus_per_worker > 0}
+        if engine.offload == "nvme":
+            place["nvme_path"] = engine.nvme_path
+        zero["offload_optimizer"] = place
         if engine.zero_stage == 3:
-            zero["offload_param"] = {"device": "cpu", "pin_memory": engine.gpus_per_worker > 0}
+            zero["offload_param"] = place
     return {
         "train_micro_batch_size_per_gpu": stage.micro_batch,
         "gradient_accumulation_steps": stage.accumulation,
@@ -78,16 +83,22 @@ def import_deepspeed() -> Any:
 
 def join(engine: EngineSection) -> None:
     """Put this process into DeepSpeed's process group: the one that exists or that a launcher's environment (RANK,
-    WORLD_SIZE, MASTER_ADDR…) describes, else one of its own alone."""
+    WORLD_SIZE, MASTER_ADDR…) describes, else one of its own alone.
+
+    Raises AbilityError where this machine lacks what the section asks of it.
+    """
     deepspeed = import_deepspeed()
+    if engine.offload == "nvme":
+        abilities.require_asynchronous_io()
     gpu = engine.gpus_per_worker > 0
+    patience = timedelta(seconds=engine.collective_timeout_seconds)
     if not distributed.is_initialized() and "WORLD_SIZE" not in os.environ:
         os.environ.setdefault("LOCAL_RANK", "0")
         distributed.init_process_group("nccl" if gpu else "gloo", store=distributed.HashStore(), rank=0, world_size=1)
     if not gpu:
         # Only DeepSpeed's inference uses this operator, and compiling it takes most of a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
+    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", timeout=patience, verbose=False)
 
 
 def under_zero(
@@ -104,7 +115,16 @@ def under_zero(
     started, *_ = import_deepspeed().initialize(
         model=model, optimizer=optimizer, model_parameters=trainable, config=configuration
     )
+    _lose_patience_after(timedelta(seconds=engine.collective_timeout_seconds))
     return started
+
+
+def _lose_patience_after(patience: timedelta) -> None:
+    """Let collectives of every process group fail after so long; DeepSpeed makes groups of its own, with torch's 10 or
+    30 minutes."""
+    for group in distributed.distributed_c10d._world.pg_map:
+        if group.size() > 1:
+            distributed.distributed_c10d._set_pg_timeout(patience, group)
 
 
 def set_rate(engine: "DeepSpeedEngine", rate: float) -> None:
@@ -120,9 +140,12 @@ def multiplies_bf16() -> bool:
 
 def parameter_count(model: nn.Module, trainable: bool = False) -> int:
     """Parameters of the whole model, those on other ranks included."""
-    return sum(
-        math.prod(getattr(p, "ds_shape", p.shape)) for p in model.parameters() if p.requires_grad or not trainable
-    )
+    return sum(element_count(p) for p in model.parameters() if p.requires_grad or not trainable)
+
+
+def element_count(parameter: torch.Tensor) -> int:
+    """Of the whole parameter, of which a rank holds only a piece under ZeRO-3."""
+    return math.prod(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _dimensions(parameter: nn.Parameter) -> int:

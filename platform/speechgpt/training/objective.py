@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from speechgpt.training.blocks import Batch
+from speechgpt.training.cross_entropy import token_losses
 
 
 class Losses(NamedTuple):
@@ -42,8 +42,7 @@ class Objective(nn.Module):
         weights = batch.weights[:, 1:]
         wanted = weights > 0
         targets = batch.ids[:, 1:][wanted]
-        logits = causal.get_output_embeddings()(hidden[:, :-1][wanted])
-        entropy = functional.cross_entropy(logits.float(), targets, reduction="none")
+        entropy = token_losses(causal.get_output_embeddings(), hidden[:, :-1][wanted], targets)
         plain = entropy.detach()
         is_unit = (targets >= self.units[0]) & (targets < self.units[1])
         return Losses(

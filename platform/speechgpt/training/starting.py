@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -15,7 +15,7 @@ from speechgpt.language.scratch import train_tokenizer
 from speechgpt.language.segments import RELEASED_MARKERS, TAG_MARKERS
 from speechgpt.language.vocabulary import FILE as UNIT_VOCABULARY
 from speechgpt.language.vocabulary import Vocabulary
-from speechgpt.training import pretrained
+from speechgpt.training import abilities, pretrained
 from speechgpt.training.config import LoraSection
 
 if TYPE_CHECKING:
@@ -76,10 +76,19 @@ def interface(directory: Path) -> tuple[Vocabulary, PromptFormat]:
     return Vocabulary.load(directory), PromptFormat.load(directory)
 
 
-def load(directory: Path, gradient_checkpointing: bool) -> PreTrainedModel:
-    """A causal model for training on packed blocks, in float32: DeepSpeed keeps the master copy and casts."""
+def load(directory: Path, gradient_checkpointing: bool, int8: bool = False) -> PreTrainedModel:
+    """A causal model for training on packed blocks, in float32: DeepSpeed keeps the master copy and casts.
+
+    int8: its linear layers in eight bits, to be frozen under LoRA; AbilityError where bitsandbytes is not installed.
+    """
+    options: dict[str, Any] = {}
+    if int8:
+        abilities.require_int8()
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     # sdpa keeps packed rows apart at any batch size; flash_attention_2 only in batches of one.
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa", **options)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

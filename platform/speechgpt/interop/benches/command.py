@@ -14,6 +14,8 @@ import typer
 from speechgpt.interop.benches.baseline import BenchError
 from speechgpt.runtime.progress import Progress
 
+GROUP = "speechgpt.benches"
+"""Entry points of benchmarks that live elsewhere (jobs, serve): functions for Typer, in modules that import little."""
 app = typer.Typer(
     help=__doc__.partition(": ")[2].capitalize(),
     no_args_is_help=True,
@@ -32,7 +34,7 @@ def encode(clips: Clips = 200, threads: Threads = 1, seed: Seed = 0, json: Json 
     """Speech to units: HuBERT Base and 1000 centroids, against fairseq's own path."""
     from speechgpt.interop.benches.encode import run
 
-    _show(run, clips, threads, seed, json)
+    show(run, clips, threads, seed, json)
 
 
 @app.command()
@@ -40,24 +42,19 @@ def vocoder(clips: Clips = 200, threads: Threads = 1, seed: Seed = 0, json: Json
     """Units to speech: the published CodeHiFiGAN, whole and streamed, against fairseq's own path."""
     from speechgpt.interop.benches.vocoder import run
 
-    _show(run, clips, threads, seed, json)
+    show(run, clips, threads, seed, json)
 
 
-@app.command()
-def tokenize(clips: Clips = 40, threads: Threads = 1, seed: Seed = 0, json: Json = False) -> None:
-    """Sound files to units by the job `tokenize`, against fairseq's and transformers' own loops."""
-    # Jobs stand above this room, so that this one is found by its name.
-    [entry] = entry_points(group="speechgpt.benches", name="tokenize")
-    _show(entry.load(), clips, threads, seed, json)
-
-
-def _show(run: Callable[..., dict[str, Any]], clips: int, threads: int, seed: int, json: bool) -> None:
+def show(
+    run: Callable[..., dict[str, Any]], amount: int, threads: int, seed: int, json: bool, unit: str = "clips"
+) -> None:
+    """Run a benchmark over `amount` of `unit` and print what it gives; exit code 1 where it cannot be run."""
     progress = Progress(silent=json)
     try:
         # DeepSpeed, which transformers imports, and Ray's workers say things on standard output.
         apart = redirect_stdout(sys.stderr) if json else nullcontext()
-        with apart, tempfile.TemporaryDirectory() as folder, progress.count("measuring", clips, "clips") as counter:
-            result = run(clips, threads, seed, Path(folder), counter.advance)
+        with apart, tempfile.TemporaryDirectory() as folder, progress.count("measuring", amount, unit) as counter:
+            result = run(amount, threads, seed, Path(folder), counter.advance)
     except BenchError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
@@ -76,3 +73,8 @@ def _tell(facts: dict[str, Any], depth: int = 1) -> None:
             _tell(value, depth + 1)
         else:
             typer.echo(f"{label}: {value}")
+
+
+# Last, for they import from here.
+for _entry in entry_points(group=GROUP):
+    app.command(_entry.name)(_entry.load())

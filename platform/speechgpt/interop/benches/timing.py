@@ -59,7 +59,12 @@ def profile(work: Callable[[], Any], rows: int = 6) -> dict[str, float]:
     work()
     with profiled(activities=[ProfilerActivity.CPU]) as found:
         work()
+    return shares(found, rows)
+
+
+def shares(found: Any, rows: int = 6) -> dict[str, float]:
+    """Of a finished torch profiler: the share of the time in each kind of operation, the largest first."""
     events = sorted(found.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events) or 1
-    shares = {event.key: round(event.self_cpu_time_total / total, 3) for event in events[:rows]}
-    return {**shares, "others": round(1 - sum(shares.values()), 3)}
+    largest = {event.key: round(event.self_cpu_time_total / total, 3) for event in events[:rows]}
+    return {**largest, "others": round(1 - sum(largest.values()), 3)}

@@ -1,0 +1,261 @@
+"""Continuous batching: replies of several requests from shared forward passes, each joining and leaving as it comes.
+
+transformers' own continuous batching takes one set of logits processors for all requests and draws from one random
+state; a reply here has a grammar, sampling and seed of its own. So the loop is ours and everything in it is theirs:
+the model's forward pass, the cache's interface, the warpers.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from speechgpt.language.config import GenerationSection
+from speechgpt.language.generation import Decoder, Grammar, allowed_tokens, grammar
+from speechgpt.language.model import SpeechLanguageModel, seed_of
+from speechgpt.language.prompts import Kind, answer_template
+from speechgpt.language.segments import Template
+
+_GROWTH = 256
+"""Positions by which the cache grows."""
+
+
+class Sampled(NamedTuple):
+    """One new token of one reply. ended: it was the reply's last."""
+
+    ticket: int
+    token: int
+    ended: bool
+
+
+@dataclass
+class _Row:
+    """A reply that has a row of the cache. length: positions of it that are filled."""
+
+    ticket: int
+    decoder: Decoder
+    length: int
+
+
+class ContinuousBatch:
+    """Replies in the making. Each is what `SpeechLanguageModel.reply` gives for its prompt alone, whoever else is here.
+
+    Not thread-safe: one thread adds, drops and steps. slots: replies that are worked on at a time; more wait in order.
+    """
+
+    def __init__(self, model: SpeechLanguageModel, slots: int) -> None:
+        self._model, self._slots = model, slots
+        self._rows: list[_Row] = []
+        self._waiting: deque[tuple[int, list[int], Decoder]] = deque()
+        self._tickets = 0
+        self._cache = _RowCache(_layers(model.model), slots)
+        self._grammar = cache(self._make_grammar)
+        vocabulary, prefix = model.vocabulary, model.prompts.prefix
+        # Every prompt begins with these tokens; what the layers make of them is computed once.
+        start = [] if vocabulary.bos is None else [vocabulary.bos]
+        self._prefix = start + (vocabulary.encode_segments([Template(prefix.rstrip())]) if prefix else [])
+        self._prefix_states: list[tuple[Tensor, Tensor]] | None = None
+
+    @property
+    def active(self) -> int:
+        return len(self._rows)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def add(self, prompt: Sequence[int], kind: Kind, generation: GenerationSection, seed: int) -> int:
+        """Queue a prompt; returns the ticket under which its tokens come. Raises ValueError if it fills the context."""
+        ids = list(prompt)
+        if len(ids) >= self._model.context:
+            raise ValueError(f"the prompt has {len(ids)} tokens, the model's context {self._model.context}")
+        rules, allowed = self._grammar(kind)
+        budget = min(generation.max_new_tokens, self._model.context - len(ids))
+        decoder = Decoder(rules, allowed, self._model.vocabulary, generation, budget, seed_of(ids, seed))
+        self._tickets += 1
+        self._waiting.append((self._tickets, ids, decoder))
+        return self._tickets
+
+    @torch.inference_mode()
+    def drop(self, ticket: int) -> None:
+        """Work no more on a reply; one that has ended or is unknown is no mistake."""
+        self._waiting = deque(entry for entry in self._waiting if entry[0] != ticket)
+        for place, row in enumerate(self._rows):
+            if row.ticket == ticket:
+                self._remove(place)
+                return
+
+    @torch.inference_mode()
+    def step(self) -> list[Sampled]:
+        """One more token of each active reply, and the first of the one that has waited longest if there is room.
+
+        One prompt a step: the replies that are being heard already do not halt for a crowd of new ones.
+        """
+        sampled = self._decode() if self._rows else []
+        if self._waiting and len(self._rows) < self._slots:
+            sampled.append(self._admit(*self._waiting.popleft()))
+        for place in reversed(range(len(self._rows))):
+            if self._rows[place].decoder.ended:
+                self._remove(place)
+        return sampled
+
+    def _decode(self) -> list[Sampled]:
+        rows = self._rows
+        at = torch.tensor([row.length for row in rows], device=self._device)
+        longest = max(row.length for row in rows) + 1
+        self._cache.look_at(slice(0, len(rows)), at[:, None], longest)
+        seen = torch.arange(longest, device=self._device) <= at[:, None]
+        last = torch.tensor([[row.decoder.tokens[-1]] for row in rows], device=self._device)
+        logits = self._forward(last, at[:, None], seen[:, None, None])
+        for row in rows:
+            row.length += 1
+        return [self._choose(row, scores) for row, scores in zip(rows, logits, strict=True)]
+
+    def _admit(self, ticket: int, ids: list[int], decoder: Decoder) -> Sampled:
+        place = len(self._rows)
+        start = self._reuse_prefix(place, ids)
+        logits = self._prefill(place, ids[start:], start)
+        row = _Row(ticket, decoder, len(ids))
+        self._rows.append(row)
+        return self._choose(row, logits)
+
+    def _prefill(self, place: int, ids: list[int], start: int) -> Tensor:
+        at = torch.arange(start, start + len(ids), device=self._device)
+        self._cache.look_at(slice(place, place + 1), at[None], start + len(ids))
+        seen = torch.arange(start + len(ids), device=self._device) <= at[:, None]
+        return self._forward(torch.tensor([ids], device=self._device), at[None], seen[None, None])[0]
+
+    def _reuse_prefix(self, place: int, ids: list[int]) -> int:
+        """Tokens of the prompt that the row now holds already."""
+        count = len(self._prefix)
+        if count < 2 or len(ids) <= count or ids[:count] != self._prefix:
+            return 0
+        if self._prefix_states is None:
+            self._prefill(place, self._prefix, 0)
+            self._prefix_states = self._cache.copy_out(place, count)
+        else:
+            self._cache.copy_in(place, self._prefix_states)
+        return count
+
+    def _forward(self, ids: Tensor, at: Tensor, seen: Tensor) -> Tensor:
+        """Logits after the last token of each row: [rows, vocabulary]. seen: bool [rows, 1, tokens, positions]."""
+        dtype = self._dtype
+        mask = torch.zeros(seen.shape, dtype=dtype, device=self._device).masked_fill_(~seen, torch.finfo(dtype).min)
+        model: Any = self._model.model
+        made = model(
+            input_ids=ids,
+            position_ids=at,
+            attention_mask=mask,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return made.logits[:, -1].float()
+
+    def _choose(self, row: _Row, scores: Tensor) -> Sampled:
+        token = row.decoder.choose(scores)
+        return Sampled(row.ticket, token, row.decoder.ended)
+
+    def _remove(self, place: int) -> None:
+        # Active rows stay the first ones, so that a forward pass reads them as they lie.
+        last = len(self._rows) - 1
+        if place < last:
+            self._cache.move(last, place, self._rows[last].length)
+            self._rows[place] = self._rows[last]
+        del self._rows[last]
+
+    def _make_grammar(self, kind: Kind) -> tuple[Grammar, Tensor]:
+        vocabulary = self._model.vocabulary
+        rules = grammar(answer_template(self._model.prompts.dialect, kind), vocabulary)
+        rows = self._model.model.get_output_embeddings().weight.shape[0]
+        return rules, allowed_tokens(rules, vocabulary, rows).to(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return self._model.model.device
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self._model.model.dtype
+
+
+def _layers(model: Any) -> int:
+    return model.config.get_text_config().num_hidden_layers
+
+
+class _RowCache(Cache):
+    """Keys and values of each reply in a row of its own, its token n at position n; it grows with the longest."""
+
+    def __init__(self, layers: int, slots: int) -> None:
+        self._own = [_RowLayer(slots) for _ in range(layers)]
+        super().__init__(layers=list(self._own))
+
+    def look_at(self, rows: slice, at: Tensor, longest: int) -> None:
+        """Where the next forward pass writes (positions `at` [rows, tokens] of the rows) and how far it reads."""
+        for layer in self._own:
+            layer.rows, layer.at, layer.longest = rows, at, longest
+
+    def copy_out(self, row: int, count: int) -> list[tuple[Tensor, Tensor]]:
+        """The first positions of a row, layer by layer."""
+        return [(layer.keys[row, :, :count].clone(), layer.values[row, :, :count].clone()) for layer in self._own]
+
+    def copy_in(self, row: int, states: list[tuple[Tensor, Tensor]]) -> None:
+        for layer, (keys, values) in zip(self._own, states, strict=True):
+            layer.room_for(keys.shape[1])
+            layer.keys[row, :, : keys.shape[1]] = keys
+            layer.values[row, :, : keys.shape[1]] = values
+
+    def move(self, source: int, target: int, count: int) -> None:
+        for layer in self._own:
+            layer.keys[target, :, :count] = layer.keys[source, :, :count]
+            layer.values[target, :, :count] = layer.values[source, :, :count]
+
+
+class _RowLayer(CacheLayerMixin):
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, slots: int) -> None:
+        super().__init__()
+        self._slots = slots
+        self.rows, self.longest = slice(0, 0), 0
+        self.at = torch.zeros(0, 0, dtype=torch.long)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys, self.values = (
+            states.new_zeros(self._slots, states.shape[1], 0, states.shape[3]) for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def room_for(self, count: int) -> None:
+        missing = count - self.keys.shape[2]
+        if missing > 0:
+            more = -(-missing // _GROWTH) * _GROWTH
+            self.keys, self.values = (
+                torch.nn.functional.pad(states, (0, 0, 0, more)) for states in (self.keys, self.values)
+            )
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """key_states, value_states: [rows, heads, tokens, size], of the rows and positions that were named before."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.room_for(self.longest)
+        keys, values = self.keys[self.rows, :, : self.longest], self.values[self.rows, :, : self.longest]
+        places = self.at[:, None, :, None].expand_as(key_states)
+        keys.scatter_(2, places, key_states)
+        values.scatter_(2, places, value_states)
+        return keys, values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.longest, 0
+
+    def get_seq_length(self) -> int:
+        return self.longest - self.at.shape[1]
+
+    def get_max_length(self) -> int:
+        return -1

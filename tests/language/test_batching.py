@@ -1,0 +1,105 @@
+"""Replies that come and go in a shared batch are what each would have been alone, and as `generate` makes them."""
+
+import random
+
+import pytest
+
+from speechgpt.language.answers import parse
+from speechgpt.language.batching import ContinuousBatch
+from speechgpt.language.config import GenerationSection
+from speechgpt.language.prompts import META, PromptFormat, Turn, kind_of
+from speechgpt.language.unfolding import Unfolding, Units, Words
+
+GREEDY = GenerationSection(temperature=0, max_new_tokens=24, max_text_tokens=10)
+SAMPLED = GenerationSection(temperature=1.0, top_k=40, top_p=0.9, max_new_tokens=24, max_text_tokens=12)
+QUESTIONS = [
+    ([Turn("user", units=[1, 2, 3])], "chain"),
+    ([Turn("user", text="what is two plus three")], "chain"),
+    ([Turn("user", units=[30, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])], "direct"),
+    ([Turn("user", text="hi"), Turn("assistant", text="hello"), Turn("user", units=[5])], "text"),
+    ([Turn("user", text="<sosp><1><eosp> [ta] <eoa>")], "text"),
+]
+
+
+@pytest.fixture(scope="module", params=[("paper", "whole"), ("released", "released")], ids="-".join)
+def model(request, untrained):
+    return untrained(*request.param)
+
+
+def asked(model, dialogue, form):
+    segments = model.prompts.dialogue(dialogue, form)
+    return segments, model.vocabulary.encode_prompt(segments), kind_of(dialogue[-1], form)
+
+
+def run(batch, arrivals, drops=()):
+    """arrivals: for each step the requests that come before it. Tokens of each, in the order of arrival."""
+    said: dict[int, list[int]] = {}
+    step = 0
+    while step < len(arrivals) or batch.active or batch.waiting:
+        for request in arrivals[step] if step < len(arrivals) else ():
+            said[batch.add(*request)] = []
+        for ticket in [ticket for when, ticket in drops if when == step]:
+            batch.drop(ticket)
+        for ticket, token, _ in batch.step():
+            said[ticket].append(token)
+        step += 1
+    return list(said.values())
+
+
+@pytest.mark.parametrize("generation", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("prefix", ["", META], ids=["bare", "instruction"])
+def test_in_a_crowd_as_alone_and_as_generate(model, generation, prefix):
+    model.prompts = PromptFormat(model.prompts.dialect, prefix)
+    requests, expected = [], []
+    for dialogue, form in QUESTIONS:
+        segments, ids, kind = asked(model, dialogue, form)
+        requests.append((ids, kind, generation, 5))
+        expected.append(model.reply([segments], kind, generation, seed=5)[0])
+    draw = random.Random(0)
+    order = draw.sample(range(5), 5)
+    arrivals = [[requests[order[0]], requests[order[1]]], [], [requests[order[2]]], *[[]] * 5, [requests[order[3]]], []]
+    arrivals.append([requests[order[4]]])
+    crowd = run(ContinuousBatch(model, 3), arrivals)
+    kinds = [request[1] for request in requests]
+    assert [parse(said, model.vocabulary, kinds[i]) for said, i in zip(crowd, order, strict=True)] == [
+        expected[i] for i in order
+    ]
+    batch = ContinuousBatch(model, 3)
+    assert [run(batch, [[requests[i]]])[0] for i in order] == crowd
+
+
+def test_who_leaves_changes_nobody_else(model):
+    requests = [(*asked(model, dialogue, form)[1:], GREEDY, 0) for dialogue, form in QUESTIONS]
+    whole = run(ContinuousBatch(model, 5), [requests])
+    batch = ContinuousBatch(model, 5)
+    some = run(batch, [requests], drops=[(0, 5), (7, 1), (7, 99), (8, 3)])
+    assert [some[1], some[3]] == [whole[1], whole[3]]
+    assert not some[4] and len(some[0]) < len(whole[0]) and some[0] == whole[0][: len(some[0])]
+    assert (batch.active, batch.waiting) == (0, 0)
+
+
+def test_a_prompt_that_fills_the_context_is_refused(model):
+    with pytest.raises(ValueError, match="1024"):
+        ContinuousBatch(model, 1).add([5] * 1024, "text", GREEDY, 0)
+
+
+@pytest.mark.parametrize("generation", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_what_unfolds_is_the_answer(model, generation):
+    draw = random.Random(1)
+    for dialogue, form in QUESTIONS:
+        _, ids, kind = asked(model, dialogue, form)
+        [said] = run(ContinuousBatch(model, 1), [[(ids, kind, generation, 3)]])
+        unfolding, told = Unfolding(model.vocabulary, kind), []
+        place = 0
+        while place < len(said):
+            count = draw.randint(1, 3)
+            told += unfolding.push(said[place : place + count])
+            place += count
+        rest, answer = unfolding.finish()
+        told += rest
+        assert answer == parse(said, model.vocabulary, kind)
+        for field in ("transcript", "text"):
+            words = "".join(piece.text for piece in told if isinstance(piece, Words) and piece.field == field)
+            assert words == (getattr(answer, field) or "")
+        units = [unit for piece in told if isinstance(piece, Units) for unit in piece.units]
+        assert units == (answer.units or [])

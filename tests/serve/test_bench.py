@@ -1,0 +1,72 @@
+"""The arithmetic of `bench serve`, and one run of it against the gateway's application in this process."""
+
+import asyncio
+import io
+import wave
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+
+from serve import bench
+from serve.bench import BenchError, Listened, arrivals, in_time, listen, summary, table, under
+
+
+def test_a_chunk_is_in_time_if_playback_still_has_sound() -> None:
+    heard = Listened([(1.0, 0.5), (1.4, 0.2), (1.75, 1.0), (2.7, 1.0)])
+    # The third comes 0.05 s late, so all after it is played 0.05 s later.
+    assert in_time(heard) == [True, False, True]
+
+
+def test_figures_are_of_the_answers_that_came() -> None:
+    good = [Listened([(1.0, 1.0), (2.0, 3.0)]), Listened([(3.0, 1.0), (8.0, 1.0)])]
+    facts = summary([*good, Listened(error="status 503")])
+    assert (facts["answers"], facts["errors"], facts["chunks_in_time"]) == (2, 1, 0.5)
+    assert facts["first_audio_p50"] == 2.0 and facts["real_time_factor"] == pytest.approx((0.5 + 4) / 2)
+    with pytest.raises(BenchError, match="503"):
+        summary([Listened(error="status 503")])
+    lines = table({"alone": {"streamed": facts, "baseline": facts | {"chunks_in_time": None}}})
+    assert len(lines) == 3 and "alone, streamed" in lines[1] and " - " in lines[2]
+
+
+def test_arrivals_are_those_of_the_seed() -> None:
+    moments = arrivals(2000, 4.0, 1)
+    assert moments == arrivals(2000, 4.0, 1) != arrivals(2000, 4.0, 2)
+    assert moments == sorted(moments) and moments[-1] == pytest.approx(500, rel=0.1)
+
+
+def test_who_waits_in_the_queue_waits_for_the_answer() -> None:
+    async def slow() -> Listened:
+        await asyncio.sleep(0.1)
+        return Listened([(0.1, 1.0)])
+
+    async def both() -> tuple[list[Listened], list[Listened]]:
+        told: list[int] = []
+        return (
+            await under(slow, [0.0] * 4, 4, True, told.append),
+            await under(slow, [0.0] * 4, 4, False, told.append),
+        )
+
+    queued, together = asyncio.run(both())
+    assert max(heard.first for heard in queued) > 0.35 and max(heard.first for heard in together) < 0.3
+
+
+def test_it_hears_both_sides_of_a_service(http: TestClient) -> None:
+    async def hear(format: str) -> Listened:
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(http.app), base_url="http://bundle")
+        body = {"model": "tiny", "input": "two plus three is five", "voice": "default", "response_format": format}
+        return await listen(client, body)
+
+    streamed, whole = asyncio.run(hear("pcm")), asyncio.run(hear("wav"))
+    assert not streamed.error and not whole.error and len(whole.chunks) == 1
+    assert streamed.sound == pytest.approx(whole.sound, abs=0.001) and whole.sound > 0.2
+    refused = asyncio.run(hear("aac"))
+    assert refused.error and "400" in refused.error
+
+
+def test_a_wav_s_seconds() -> None:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(b"\0\0" * 8000)
+    assert bench._seconds(buffer.getvalue()) == 0.5
