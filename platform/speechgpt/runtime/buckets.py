@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from speechgpt.runtime import uploads
+from speechgpt.runtime.patience import patiently
 
 
 class BucketError(OSError):
@@ -106,7 +107,8 @@ def replace(fs: pafs.FileSystem, folder: Path, address: str) -> None:
 
 def _get(fs: pafs.FileSystem, address: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    pafs.copy_files(address, str(target), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
+    local = pafs.LocalFileSystem()
+    patiently(lambda: pafs.copy_files(address, str(target), source_filesystem=fs, destination_filesystem=local))
 
 
 def _put(fs: pafs.FileSystem, file: Path, address: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 from speechgpt.runtime import buckets, inside_files
+from speechgpt.runtime.patience import patiently
 
 PACKAGE = "package:"
 """Scheme of files that come with this package: the same name on every machine, wherever it is installed."""
@@ -32,8 +33,12 @@ def read_bytes(path: str) -> bytes:
 
     Raises FileNotFoundError, PlaceError for a place (see `inside_files`) that is not in the file, and StoreError.
     """
-    with open_binary(path) as file:
-        return file.read()
+
+    def read() -> bytes:
+        with open_binary(path) as file:
+            return file.read()
+
+    return patiently(read, StoreError) if path.startswith("s3://") else read()
 
 
 @contextmanager

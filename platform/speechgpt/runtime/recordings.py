@@ -23,6 +23,7 @@ from speechgpt.runtime.config import CorpusSection
 from speechgpt.runtime.corpora import reading
 from speechgpt.runtime.corpora.outcome import Found, ManifestError, Problem, Row
 from speechgpt.runtime.files import StoreError, joined, open_binary, read_bytes
+from speechgpt.runtime.patience import patiently
 
 UTTERANCE_SCHEMA = pa.schema(
     {
@@ -211,6 +212,10 @@ def _complete(row: Row, facts: SoundFacts) -> Row:
 
 
 def _facts(path: str) -> SoundFacts:
+    return patiently(lambda: _facts_at_once(path), StoreError) if path.startswith("s3://") else _facts_at_once(path)
+
+
+def _facts_at_once(path: str) -> SoundFacts:
     try:
         with open_binary(path) as file:
             data = file.read(_LARGEST_HELD)

@@ -12,22 +12,25 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from speechgpt.runtime import buckets
+from speechgpt.runtime.patience import patiently
 
 STAGING = ".staging"
 """Where a local workspace keeps what is not whole yet; no listing shows it."""
 
 _CHUNK = 1 << 20
+
+T = TypeVar("T")
 
 
 class WorkspaceError(OSError):
@@ -94,9 +97,14 @@ class Workspace:
 
     def read_bytes(self, rel: str) -> bytes:
         """Raises WorkspaceError naming the file if it is missing."""
-        try:
-            with self.fs.open_input_file(self.root(rel)) as file:
+        address = self.root(rel)
+
+        def read() -> bytes:
+            with self.fs.open_input_file(address) as file:
                 return bytes(file.readall())
+
+        try:
+            return self._patiently(read)
         except FileNotFoundError:
             raise WorkspaceError(f"{self.path(rel)} is missing") from None
 
@@ -116,14 +124,14 @@ class Workspace:
 
     def count_rows(self, rel: str) -> int:
         """Rows of one Parquet file, from its footer."""
-        with self._parquet(rel) as file:
-            return file.metadata.num_rows
+        return self._parquet(rel, lambda file: file.metadata.num_rows)
 
     def read_rows(
         self, rel: str, first: int = 0, count: int | None = None, columns: Sequence[str] | None = None
     ) -> pa.Table:
         """Rows [first, first + count) of one Parquet file (all from `first` on); other row groups are not read."""
-        with self._parquet(rel) as file:
+
+        def read(file: pq.ParquetFile) -> pa.Table:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             stop = sum(sizes) if count is None else first + count
             bounds = [0, *accumulate(sizes)]
@@ -132,13 +140,22 @@ class Workspace:
                 return file.schema_arrow.empty_table()
             return file.read_row_groups(groups, columns and [*columns]).slice(first - bounds[groups[0]], stop - first)
 
-    @contextmanager
-    def _parquet(self, rel: str) -> Iterator[pq.ParquetFile]:
+        return self._parquet(rel, read)
+
+    def _parquet(self, rel: str, work: Callable[[pq.ParquetFile], T]) -> T:
+        address = self.root(rel)
+
+        def read() -> T:
+            with self.fs.open_input_file(address) as file:
+                return work(pq.ParquetFile(file))
+
         try:
-            with self.fs.open_input_file(self.root(rel)) as file:
-                yield pq.ParquetFile(file)
+            return self._patiently(read)
         except FileNotFoundError:
             raise WorkspaceError(f"{self.path(rel)} is missing") from None
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        return patiently(work) if self.remote else work()
 
     def digest(self, rel: str) -> str:
         """sha256 over the sorted (name, sha256 of content) of the files under `rel`, names relative to it.
@@ -172,8 +189,13 @@ class Workspace:
     def write_bytes(self, rel: str, content: bytes) -> None:
         """Replaces the file at once: a reader sees the old content or the new, whatever happens to this process."""
         if self.remote:
-            with self.fs.open_output_stream(self.root(rel)) as stream:
-                stream.write(content)
+            address = self.root(rel)
+
+            def write() -> None:
+                with self.fs.open_output_stream(address) as stream:
+                    stream.write(content)
+
+            patiently(write)
             return
         target = Path(self.path(rel))
         with self._unfinished() as draft:
@@ -245,11 +267,16 @@ class Workspace:
             _remove(draft)
 
     def _content_digest(self, rel: str) -> str:
-        digest = hashlib.sha256()
-        with self.fs.open_input_stream(self.root(rel)) as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-        return digest.hexdigest()
+        address = self.root(rel)
+
+        def read() -> str:
+            digest = hashlib.sha256()
+            with self.fs.open_input_stream(address) as file:
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+            return digest.hexdigest()
+
+        return self._patiently(read)
 
 
 def _clean(rel: str) -> str:
