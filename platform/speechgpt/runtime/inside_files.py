@@ -95,8 +95,8 @@ class Stretch:
                 sound.seek(first)
                 samples = sound.read(stop - first, dtype="float32", always_2d=True)
                 rate, subtype = sound.samplerate, "PCM_16" if sound.subtype == "PCM_16" else "FLOAT"
-        except soundfile.LibsndfileError as error:
-            raise PlaceError(f"{name}{self}: {error}") from None
+        except soundfile.LibsndfileError:
+            raise PlaceError(f"{name}{self}: not a sound file, or not whole") from None
         wav = io.BytesIO()
         kept = samples if self.channel is None else samples[:, self.channel]
         soundfile.write(wav, kept, rate, format="WAV", subtype=subtype)

@@ -113,14 +113,15 @@ def _read(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
             try:
                 wave = file.read(limit, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
-                raise AudioError("truncated", f"{_NOT_TO_ITS_END}: {error}") from None
+                raise AudioError("truncated", f"{_NOT_TO_ITS_END}: {error.error_string}") from None
             _check_length(len(wave) / file.samplerate, max_seconds)
             if len(wave) < file.frames - _SLACK or _missing_bytes(data):
                 raise AudioError("truncated", f"{len(wave)} samples are there, the file's header promises more")
             return wave, file.samplerate
-    except soundfile.LibsndfileError as error:
+    except soundfile.LibsndfileError:
         if b"ftyp" not in data[:16]:
-            raise AudioError("unreadable", str(error)) from None
+            # Not libsndfile's words: they hold an address in memory, and threads that fail at once swap them.
+            raise AudioError("unreadable", "not a sound file, or of a format that libsndfile does not read") from None
     return _read_mp4(data, max_seconds)
 
 
@@ -154,7 +155,7 @@ def _mono_blocks(path: Path) -> Iterator[np.ndarray]:
                 raise AudioError("empty", "the file has no samples")
     except soundfile.LibsndfileError as error:
         if read:
-            raise AudioError("truncated", f"{_NOT_TO_ITS_END}, only {read} samples: {error}") from None
+            raise AudioError("truncated", f"{_NOT_TO_ITS_END}, only {read} samples: {error.error_string}") from None
         yield decode(path)
 
 
