@@ -182,7 +182,7 @@ def test_a_driver_that_is_killed_and_run_again_ends_in_the_bytes_of_one_that_was
     files = [sound_files.write(tmp_path, f"{n:02d}", sound_files.speech(0.5, n), "flac") for n in range(40)]
     bad = sound_files.poison(tmp_path / "bad")
     recordings(workspace, *files, *map(Path, bad))
-    settings = ("data.max_bad_fraction=1", "corpora.shard_seconds=1")
+    settings = ("data.max_bad_fraction=1", "corpora.shard_seconds=1", "resources.tokenisation={max_actors: 1}")
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, tokenize_driver.__file__, workspace.uri, *settings]
     with (tmp_path / "log").open("wb") as log:
