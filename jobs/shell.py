@@ -6,6 +6,7 @@ starts over. A job that was killed left no marker; the next attempt finds the sa
 continues from what is there.
 """
 
+import atexit
 import errno
 import hashlib
 import json
@@ -225,6 +226,17 @@ def _standard_output_kept(only_result: bool) -> Iterator[Any]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+        atexit.register(_say_no_more)
+
+
+def _say_no_more() -> None:
+    """For the end of a process whose result is out: what Ray still relays of its workers goes to standard error.
+
+    Functions registered later run earlier, so this comes before the one by which Ray ends.
+    """
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
 
 
 def _complain(message: str) -> None:

@@ -34,7 +34,10 @@ FIXED = (
     *SETTINGS, f"stages.base.steps={STEPS}", "stages.base.checkpoint_every=20", "stages.base.log_every=20",
     "stages.base.micro_batch=1", "stages.base.accumulation=6", "engine.workers=2", "engine.max_failures=8",
 )  # fmt: skip
-ELASTIC = (*FIXED, "stages.base.accumulation=3", "engine.workers=[2,4]", "engine.resize_seconds=5")
+STAGES = ("base", "adaptation", "crossmodal", "chain")
+ELASTIC = (
+    *FIXED, *(f"stages.{stage}.accumulation=3" for stage in STAGES), "engine.workers=[2,4]", "engine.resize_seconds=5"
+)  # fmt: skip
 
 
 class Nodes:
@@ -57,9 +60,9 @@ class Nodes:
 
 @contextmanager
 def cluster(cpus: int) -> Iterator[Nodes]:
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300"}
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "90"}
     # A machine that is busy is not one that is gone.
-    environment |= {"RAY_health_check_timeout_ms": "60000", "RAY_health_check_failure_threshold": "10"}
+    environment |= {"RAY_health_check_timeout_ms": "20000"}
     command = [sys.executable, str(Path(__file__).with_name("changing_cluster.py")), str(cpus)]
     # Ray gives a node 30 seconds to start, which a busy machine may not have, and no more.
     for _ in range(5):
@@ -86,7 +89,12 @@ class Stage:
         command = [sys.executable, "-m", "speechgpt.cli", "train", "base", "--recipe", "tiny", "--json", *words]
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
-                [*command, "--workspace", workspace.uri], stdout=subprocess.PIPE, stderr=errors, env=environment
+                [*command, "--workspace", workspace.uri],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                # MLflow puts artifacts there when its database is all that it is told of.
+                cwd=log.parent,
             )
 
     def wait_until(self, sign: Callable[[], Any]) -> Any:

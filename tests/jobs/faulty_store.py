@@ -32,6 +32,8 @@ def faulty(endpoint: str, fault: Fault) -> Iterator[str]:
             if wanted:
                 time.sleep(wanted)
             headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
+            # urllib would call it a form, which the server would take apart.
+            headers.setdefault("Content-Type", "application/octet-stream")
             request = urllib.request.Request(endpoint + self.path, body or None, headers, method=self.command)
             try:
                 with urllib.request.urlopen(request, timeout=120) as answer:
