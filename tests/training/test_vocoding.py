@@ -139,11 +139,11 @@ def test_durations_are_brought_to_the_length_of_the_clips() -> None:
     assert abs(made() - wanted) < 0.1 * wanted
 
 
-def listener() -> HubertFeatures:
+def listener(normalize: bool = False) -> HubertFeatures:
     architecture = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     front = {"conv_dim": [32, 32, 32], "conv_kernel": [80, 5, 4], "conv_stride": [20, 4, 4]}
     rest = {"num_feat_extract_layers": 3, "num_conv_pos_embeddings": 16, "feat_extract_norm": "layer"}
-    return HubertFeatures(scratch({**architecture, **front, **rest}, seed=0), -1, normalize=False)
+    return HubertFeatures(scratch({**architecture, **front, **rest}, seed=0), -1, normalize)
 
 
 def test_likeness_is_zero_for_the_clips_themselves_whatever_lies_behind_their_ends() -> None:
@@ -153,6 +153,13 @@ def test_likeness_is_zero_for_the_clips_themselves_whatever_lies_behind_their_en
     noisy[1, 12 * 320 :] = 1.0
     assert likeness_loss(listener(), noisy, batch).item() < 1e-6
     assert likeness_loss(listener(), batch.waves.flip(1), batch).item() > 0.1
+
+
+def test_an_encoder_that_normalises_hears_its_clips_normalised() -> None:
+    batch = collate([recordings()[0], cut(recordings()[1], 12, 0.0, np.random.default_rng(0))])
+    shifted = 0.5 * batch.waves + 0.3
+    assert likeness_loss(listener(normalize=True), shifted, batch).item() < 1e-5
+    assert likeness_loss(listener(), shifted, batch).item() > 1e-2
 
 
 def test_likeness_comes_by_training_for_it_and_leaves_the_encoder_as_it_was() -> None:

@@ -211,15 +211,24 @@ def likeness_loss(encoder: HubertFeatures, made: Tensor, batch: Batch) -> Tensor
     A spectral loss weighs what is loud; this one weighs what tells one unit from another. In standard deviations of the
     features. made: [clips, samples].
     """
-    # The last frame looks 80 samples beyond its 320.
-    spoken, lengths = FRAME * batch.lengths, (FRAME * batch.lengths + MIN_SAMPLES - FRAME).tolist()
-    inside = torch.arange(made.shape[1]) < spoken[:, None]
-    room = (0, max(lengths) - made.shape[1])
     with torch.no_grad():
-        wanted = encoder.forward(F.pad(batch.waves * inside, room), lengths).float()
-    heard = encoder.forward(F.pad(made * inside, room), lengths).float()
+        wanted = _encoded(encoder, batch.waves, batch.lengths)
+    heard = _encoded(encoder, made, batch.lengths)
     mask = batch.mask[:, 0, : wanted.shape[1], None]
     return ((heard - wanted).abs() * mask).sum() / (mask.sum() * wanted.shape[2]) / wanted.std()
+
+
+def _encoded(encoder: HubertFeatures, waves: Tensor, frames: Tensor) -> Tensor:
+    """Features of clips of so many frames, whatever lies behind their ends. waves: [clips, samples]."""
+    inside = torch.arange(waves.shape[1]) < FRAME * frames[:, None]
+    waves = waves * inside
+    if encoder.normalize:
+        count = inside.sum(1, keepdim=True)
+        centred = (waves - waves.sum(1, keepdim=True) / count) * inside
+        waves = centred * (centred.square().sum(1, keepdim=True) / count + 1e-5).rsqrt()
+    # The last frame looks 80 samples beyond its 320.
+    lengths = (FRAME * frames + MIN_SAMPLES - FRAME).tolist()
+    return encoder.forward(F.pad(waves, (0, max(lengths) - waves.shape[1])), lengths).float()
 
 
 def duration_loss(vocoder: UnitVocoder, table: Tensor, codebook: Codebook, recordings: list[Recording]) -> Tensor:
