@@ -66,8 +66,14 @@ def test_who_leaves_frees_the_engine(engine: LocalEngine, prompter: Prompter) ->
         raise AssertionError
 
     async def cancelled() -> None:
-        task = asyncio.create_task(said(engine, request(prompter)))
-        await asyncio.sleep(0.05)
+        begun = asyncio.Event()
+
+        async def listening() -> None:
+            async for _ in engine.tokens(request(prompter)):
+                begun.set()
+
+        task = asyncio.create_task(listening())
+        await begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
