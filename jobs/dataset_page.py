@@ -238,6 +238,7 @@ JOB = Job(
     part="reports",
     run=run,
     reads=("instructions",),
+    reads_if_there=("train-vocoder",),
     sections=("language.dialect", "codebook.clusters"),
 )
 main = command(JOB)

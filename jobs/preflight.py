@@ -23,7 +23,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     from speechgpt.evaluation import recogniser
     from speechgpt.speech import teacher
     from speechgpt.speech.voices import Voice
-    from speechgpt.training import pretrained
+    from speechgpt.training import abilities, pretrained
 
     voices = {**recipe.voices.questions, **recipe.voices.held_out}
     for name, voice in voices.items():
@@ -40,6 +40,9 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield from _tried("evaluation", recogniser.find, recipe.evaluation.recogniser)
     if recipe.language.base.endswith((".gguf", pretrained.PACKAGED)):
         yield from _tried("language.base", pretrained.locate, recipe.language.base)
+    for name, stage in recipe.stages.items():
+        if stage.lora and stage.lora.base == "int8":
+            yield from _tried(f"stages.{name}", abilities.require_int8)
     if train_text_to_unit.is_needed(recipe) and (init := recipe.text_to_unit.init) != "train":
         places = {"text_to_unit.init": init}
     else:

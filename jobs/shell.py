@@ -73,6 +73,8 @@ class Job:
     """Returns {"figures": {name: number}, "outputs": [workspace-relative name]}."""
     reads: tuple[str, ...] | Callable[[Recipe, str | None], tuple[str, ...]] = ()
     """Jobs whose outputs it reads: `tokenize`, or `train-base` for a job with an argument."""
+    reads_if_there: tuple[str, ...] = ()
+    """Jobs whose outputs it reads if they have finished: once they have, it is another job."""
     sections: tuple[str, ...] | Callable[[Recipe], tuple[str, ...]] = ()
     """Parts of the recipe that the result depends on, e.g. `encoder` or `stages.{argument}`; the seed always counts."""
     variants: tuple[str, ...] = ()
@@ -105,6 +107,7 @@ def execute(
     progress = Progress(silent=json)
     marker = f"{job.part}/_done/{title}.json"
     inputs = {name: _finished(workspace, name, reader=title)["digest"] for name in _reads(job, recipe, argument)}
+    inputs |= {name: found["digest"] for name in job.reads_if_there if (found := _marker(workspace, name))}
     sections = _filled(job.sections(recipe) if callable(job.sections) else job.sections, argument)
     fingerprint = _fingerprint(recipe, sections, inputs, job.files(recipe), job.trees(recipe))
     earlier = workspace.read_json(marker) if workspace.exists(marker) else None
@@ -269,10 +272,16 @@ def _reads(job: Job, recipe: Recipe, argument: str | None) -> tuple[str, ...]:
 
 def _finished(workspace: Workspace, title: str, reader: str) -> Any:
     """The marker of a job that another one reads from."""
+    if found := _marker(workspace, title):
+        return found
+    raise JobError(f"{reader} reads what {title} makes, and {title} has not finished in {workspace.uri}: run it first")
+
+
+def _marker(workspace: Workspace, title: str) -> Any | None:
     for part in PARTS:
         if workspace.exists(marker := f"{part}/_done/{title}.json"):
             return workspace.read_json(marker)
-    raise JobError(f"{reader} reads what {title} makes, and {title} has not finished in {workspace.uri}: run it first")
+    return None
 
 
 def _filled(names: tuple[str, ...], argument: str | None) -> tuple[str, ...]:

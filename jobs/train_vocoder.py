@@ -101,11 +101,12 @@ def _features(context: Context) -> float:
             )
             for _ in dataset.iter_rows():
                 counter.advance()
-    seconds = pc.sum(workspace.read_table(_CLIPS)["seconds"]).as_py()
+    table, voices = workspace.read_table(_CLIPS), speakers(context.recipe)
+    seconds = pc.sum(table["seconds"]).as_py()
     if not seconds:
         raise JobError(f"speech/ has no training clip of the answer voice {context.recipe.voices.answer!r}")
-    table, voices = workspace.read_table(_CLIPS), speakers(context.recipe)
-    silent = [voice for number, voice in enumerate(voices) if number not in set(_speakers_of(table))]
+    heard = set(table["speaker"].to_pylist())
+    silent = [voice for number, voice in enumerate(voices) if number not in heard]
     if silent:
         raise JobError(f"speech/ has no training clip of {silent}, which vocoder.generator.speakers takes in")
     return seconds
@@ -176,11 +177,6 @@ def _clip_schema() -> Any:
     return pa.schema({"id": pa.string(), **arrays, "strangers": pa.list_(pa.binary()), **rest})
 
 
-def _speakers_of(table: Any) -> list[int]:
-    """Speaker of each clip. A killed attempt of an earlier version left clips of the answer voice alone."""
-    return table["speaker"].to_pylist() if "speaker" in table.column_names else [0] * len(table)
-
-
 def _packed(values: Any) -> bytes:
     """Half precision, as the table of clips holds features and pitch."""
     return values.astype("float16").tobytes()
@@ -208,7 +204,7 @@ def _train(config: dict[str, Any]) -> None:
         codebook = Codebook.load(directory)
         encoder = HubertFeatures.load(directory, frozen=False) if section.likeness else None
     dimensions = codebook.centroids.shape[1]
-    of_clip = _speakers_of(table)
+    of_clip = table["speaker"].to_pylist()
 
     def recording(index: int) -> Recording:
         row = {name: table[name][index].as_py() for name in ("audio", "features", "strangers", "pitch")}
@@ -270,16 +266,14 @@ def _heard(vocoder: Any, codebook: Any, recording: Any, table: Any) -> list[dict
 
     from speechgpt.speech.units import merge
 
-    of_clip = _speakers_of(table)
+    of_clip = table["speaker"].to_pylist()
     first = [of_clip.index(speaker) for speaker in sorted(set(of_clip))]
     chosen = [*first, *(index for index in range(len(table)) if index not in first)][: max(_HEARD, len(first))]
     samples = []
     for index in chosen:
         clip = recording(index)
         units = merge(codebook.assign(torch.from_numpy(clip.frames.astype("float32"))).numpy()).units.tolist()
-        told = {"clip": table["id"][index].as_py(), "speaker": clip.speaker}
-        if "text" in table.column_names:
-            told["text"] = table["text"][index].as_py()
+        told = {"clip": table["id"][index].as_py(), "speaker": clip.speaker, "text": table["text"][index].as_py()}
         [sound] = vocoder.synthesize([units], speaker=clip.speaker if vocoder.model.spkr is not None else None)
         samples += [{**told, "sound": clip.wave}, {**told, "units": units, "sound": sound}]
     return samples

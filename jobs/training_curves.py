@@ -1,5 +1,6 @@
 """Figures of a running Ray Train job as they come: curves in MLflow, a bar with rate and time left."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from typing import Any
 from ray.util.queue import Empty, Queue
 
 from jobs.shell import Context
+
+logger = logging.getLogger(__name__)
 
 Listen = Callable[[int, list[dict[str, Any]]], None]
 """Takes a step and what the model answered at it."""
@@ -33,6 +36,13 @@ def training_curves(context: Context, title: str, steps: int, listen: Listen | N
     queue = Queue(actor_options={"num_cpus": 0})
     ended = threading.Event()
 
+    def show(step: int, figures: dict[str, Any]) -> None:
+        numbers = {k: v for k, v in figures.items() if isinstance(v, int | float) and k != "step"}
+        if numbers:
+            context.run.log_metrics(numbers, step=step)
+        if listen is not None and figures.get("answers"):
+            listen(step, figures["answers"])
+
     def follow() -> None:
         with context.progress.count(title, steps, "steps") as counter:
             begun = False
@@ -44,11 +54,11 @@ def training_curves(context: Context, title: str, steps: int, listen: Listen | N
                 step = int(figures["step"])
                 (counter.reach if begun else counter.begin)(step)
                 begun = True
-                numbers = {k: v for k, v in figures.items() if isinstance(v, int | float) and k != "step"}
-                if numbers:
-                    context.run.log_metrics(numbers, step=step)
-                if listen is not None and figures.get("answers"):
-                    listen(step, figures["answers"])
+                try:
+                    show(step, figures)
+                except Exception:
+                    # A thread that ended here would take all later figures with it.
+                    logger.exception("what was reported at step %d is not in MLflow, or not all of it", step)
 
     follower = threading.Thread(target=follow, name="training-curves")
     follower.start()

@@ -181,6 +181,12 @@ def test_a_role_that_others_may_take_is_refused(cloud: None) -> None:
     assert "trusts others than EC2" in result.output
 
 
+def test_a_name_that_no_bucket_can_have_is_said_in_words(cloud: None) -> None:
+    result = CliRunner().invoke(main, ["account", "--bucket", "no such name", "--region", "eu-central-1"])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert "cannot look at bucket no such name" in result.output
+
+
 def test_nothing_starts_without_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     render(tmp_path)
     home = tmp_path / "home"

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from jobs.cluster import main
 from speechgpt import recipe
-from speechgpt.runtime.config import NodeSection, ResourcesSection, ServingSection
+from speechgpt.runtime.config import NodeSection, PoolSection, ResourcesSection, ServingSection
 from speechgpt.runtime.manifests import USER_ID, ManifestError, TrainingWorkers, check_demand
 
 ROOT = Path(__file__).parents[2]
@@ -292,6 +292,11 @@ def test_a_recipe_that_the_image_lacks_goes_along(tmp_path: Path) -> None:
             ResourcesSection(gpu_node=NodeSection(gpus=2)),
             TrainingWorkers(1, cpus=1, gpus=4),
             "resources.gpu_node has 8 and 2",
+        ),
+        (
+            ResourcesSection(text_to_unit=PoolSection(cpus=9)),
+            TrainingWorkers(1, cpus=1, gpus=0),
+            "resources.text_to_unit asks for 9 CPUs",
         ),
     ],
 )

@@ -69,7 +69,10 @@ def test_every_stretch_of_speech_is_heard_from_where_it_came(workspace: Workspac
     assert not re.search(r"""src=["'](?!data:)""", page)
 
 
-def test_what_no_clip_has_is_spoken_by_the_vocoder(workspace: Workspace, recipe: Recipe):
+def test_what_no_clip_has_is_spoken_by_the_vocoder_once_it_is_trained(workspace: Workspace, recipe: Recipe):
+    before = execute(dataset_page.JOB, recipe, workspace, json=True)
+    assert before["figures"]["by_vocoder"] == 0
+    assert execute(dataset_page.JOB, recipe, workspace, json=True)["skipped"]
     generator = GeneratorSection(
         embedding_dim=8,
         model_in_dim=8,
@@ -79,6 +82,7 @@ def test_what_no_clip_has_is_spoken_by_the_vocoder(workspace: Workspace, recipe:
     )
     with workspace.stage("vocoder") as directory:
         Vocoder(UnitVocoder(generator, 32)).save(directory)
+    workspace.write_json("vocoder/_done/train-vocoder.json", {"digest": "made by hand"})
     figures = execute(dataset_page.JOB, recipe, workspace, json=True)["figures"]
     page = workspace.read_bytes(PAGE).decode()
     assert figures["by_vocoder"] > 0 and "by the vocoder" in page

@@ -68,7 +68,3 @@ def test_samples_are_of_every_speaker_and_each_sounds_its_own(recipe: Recipe, ta
     assert samples[1]["units"] == samples[3]["units"]
     assert not np.allclose(samples[1]["sound"], samples[3]["sound"])
     assert len(samples[0]["sound"]) == 12_800
-
-
-def test_clips_of_an_earlier_version_are_the_answer_voice_s(table: pa.Table) -> None:
-    assert train_vocoder._speakers_of(table.drop_columns(["speaker", "text"])) == [0, 0]

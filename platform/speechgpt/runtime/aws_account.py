@@ -118,14 +118,24 @@ def apply(wanted: Plan, session: Any) -> Iterator[str]:
 def _bucket(wanted: Plan, s3: Any) -> Iterator[str]:
     from botocore.exceptions import ClientError
 
-    try:
-        s3.head_bucket(Bucket=wanted.bucket)
+    is_there = True
+    with _explained(f"look at bucket {wanted.bucket}"):
+        try:
+            s3.head_bucket(Bucket=wanted.bucket)
+        except ClientError as error:
+            # A HEAD request has no other answer than its status.
+            code = error.response["Error"]["Code"]
+            if code == "403":
+                raise AccountError(
+                    f"bucket {wanted.bucket} is another account's (names are the whole world's), or these credentials "
+                    "may not see it: take another name, or credentials that administer S3"
+                ) from None
+            if code not in ("404", "NoSuchBucket"):
+                raise
+            is_there = False
+    if is_there:
         yield f"bucket {wanted.bucket} is there"
-    except ClientError as error:
-        if error.response["Error"]["Code"] not in ("404", "NoSuchBucket"):
-            raise AccountError(
-                f"bucket {wanted.bucket} exists and is not this account's (names are the whole world's): take another"
-            ) from None
+    else:
         place = {} if wanted.region == "us-east-1" else {"LocationConstraint": wanted.region}
         with _explained(f"make bucket {wanted.bucket}"):
             s3.create_bucket(Bucket=wanted.bucket, **({"CreateBucketConfiguration": place} if place else {}))

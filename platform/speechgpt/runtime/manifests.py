@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from speechgpt.runtime.config import DeploymentSection, NodeSection, ResourcesSection, ServingSection
+from speechgpt.runtime.config import DeploymentSection, NodeSection, PoolSection, ResourcesSection, ServingSection
 
 Manifest = dict[str, Any]
 
@@ -343,8 +343,9 @@ def _workers(
 ) -> Iterator[tuple[str, float, float]]:
     """(key, CPUs, GPUs) of one worker of everything that a recipe runs."""
     yield "engine.cpus_per_worker", training.cpus, training.gpus
-    yield "resources.synthesis", resources.synthesis.cpus, resources.synthesis.gpus
-    yield "resources.tokenisation", resources.tokenisation.cpus, resources.tokenisation.gpus
+    for name, pool in resources:
+        if isinstance(pool, PoolSection):
+            yield f"resources.{name}", pool.cpus, pool.gpus
     for name, deployment in _deployments(serving):
         yield f"serving.{name}", deployment.cpus, deployment.gpus
 

@@ -1,38 +1,28 @@
 """Files put into a file system that may be remote, and may refuse at times: tried again, and looked at when there."""
 
-import logging
 import shutil
-import time
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
-_ATTEMPTS = 6
-_FIRST_PAUSE = 1.0
-"""Seconds before the second attempt; each further pause is twice as long, half a minute in all."""
-_CHUNK = 16 << 20
+from speechgpt.runtime.patience import patiently
 
-logger = logging.getLogger(__name__)
+_CHUNK = 16 << 20
 
 
 def put(file: Path, fs: pafs.FileSystem, address: str) -> None:
     """Copy a file to `address` of `fs`, in place of what is there, and see that all of it has arrived.
 
-    Tries again for half a minute; raises OSError naming the file and the storage's reason if that does not help.
+    Patient with what may pass; raises OSError naming the file and the storage's reason if that does not help.
     """
-    pause = _FIRST_PAUSE
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            _copy(file, fs, address)
-            return
-        except FileNotFoundError:
+    try:
+        patiently(lambda: _copy(file, fs, address))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno is not None:
             raise
-        except OSError as error:
-            if attempt == _ATTEMPTS:
-                raise OSError(f"{address} was not taken in {_ATTEMPTS} attempts: {error}") from error
-            logger.warning("%s, attempt %d: %s; again in %g s", address, attempt, error, pause)
-        time.sleep(pause)
-        pause *= 2
+        raise OSError(f"{address} was not taken: {error}") from error
 
 
 def _copy(file: Path, fs: pafs.FileSystem, address: str) -> None:

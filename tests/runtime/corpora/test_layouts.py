@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from speechgpt.runtime.config import CorpusSection
+from speechgpt.runtime.corpora.names import split_of
 from speechgpt.runtime.corpora.outcome import ManifestError, Problem
 from speechgpt.runtime.corpora.reading import LAYOUTS, read
 from speechgpt.runtime.files import read_bytes
@@ -50,6 +51,18 @@ def rows_of(layout: str, uri: Path | str, **known: Any) -> tuple[dict[str, dict]
 
 def test_the_recipe_knows_every_layout_and_no_other():
     assert set(get_args(CorpusSection.model_fields["layout"].annotation)) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train-clean-100", "train"), ("train.clean.100-00000-of-00009.parquet", "train"), ("Dev", "dev"),
+        ("validation", "valid"), ("validation-00000-of-00001.parquet", "valid"), ("valid_1", "valid"),
+        ("validated", None), ("training", None), ("latest", None), ("", None), (None, None),
+    ],
+)  # fmt: skip
+def test_a_split_is_known_by_its_name(name, split):
+    assert split_of(name) == split
 
 
 def test_folder(tmp_path):
@@ -218,6 +231,11 @@ def test_parquet(tmp_path):
     rows, problems = rows_of("parquet", tmp_path)
     assert not problems and {row["split"] for row in rows.values()} == {"train"}
     check_sounds(rows, tmp_path)
+    # As the hub names its files: what is for validation must not be learnt from.
+    (tmp_path / "hub").mkdir()
+    pq.write_table(sounds_table(), tmp_path / "hub/validation-00000-of-00001.parquet")
+    rows, _ = rows_of("parquet", tmp_path / "hub")
+    assert {row["split"] for row in rows.values()} == {"valid"}
     table = pa.table({"wav": [sound_bytes(1, "WAV")], "id": ["mine"]})
     pq.write_table(table, tmp_path / "plain.parquet")
     rows, _ = rows_of("parquet", tmp_path / "plain.parquet", prefix="p/")

@@ -1,5 +1,6 @@
 """What files and fields are called in corpora."""
 
+import re
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -16,16 +17,17 @@ _FIELDS = {
 }
 
 
+_SPLIT = re.compile(r"(train|dev|test|valid|eval)(?:(?<=valid)ation)?(?![a-z])")
+
+
 def is_sound(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SOUNDS
 
 
 def split_of(name: str | None) -> str | None:
-    """`train-clean-100` -> `train`; `dev.tsv`'s stem -> `dev`; None for a name that is no split's."""
-    for split in ("train", "dev", "test", "valid", "eval"):
-        if name and name.lower().startswith(split) and not name[len(split) : len(split) + 1].isalpha():
-            return split
-    return "valid" if name == "validation" else None
+    """`train-clean-100` -> `train`; `validation-00000-of-00001.parquet` -> `valid`; None for a name that is no split's."""
+    found = _SPLIT.match(name.lower()) if name else None
+    return found[1] if found else None
 
 
 def fields(given: dict[str, Any]) -> dict[str, Any]:
