@@ -5,15 +5,16 @@ import os
 from pydantic import BaseModel, ConfigDict
 from ray.serve import Application
 
-from serve.bundles import ENCODER, LANGUAGE_MODEL, VOCODER, Source, find
+from serve.bundles import ENCODER, LANGUAGE_MODEL, VOCODER, Source, find, required_signers
 from serve.encoder import Encoder
 from serve.gateway import Gateway, Target
-from serve.guard import KEY_VARIABLE, hash_key
+from serve.keys import KEY_VARIABLE, KEYS_VARIABLE, hash_key
 from serve.language import LanguageModel
 from serve.scaling import deployment
 from serve.vocoder import VocoderDeployment
 from speechgpt import recipe
 from speechgpt.recipe import Recipe
+from speechgpt.runtime import files
 from speechgpt.runtime.config import ServingSection
 
 
@@ -59,9 +60,15 @@ def gateway_application(source: Source, chosen: Recipe) -> Application:
     return _gateway(source, chosen, application_name(source))
 
 
+def keys_address(serving: ServingSection) -> str:
+    """Of the file of API keys: the recipe's, else the environment's, else ""."""
+    address = serving.keys or os.environ.get(KEYS_VARIABLE, "")
+    return files.absolute(address) if address else ""
+
+
 def _read(arguments: Arguments) -> tuple[Recipe, Source]:
     chosen = recipe.load(arguments.recipe)
-    return chosen, find(arguments.bundle, chosen.tracking.uri)
+    return chosen, find(arguments.bundle, chosen.tracking.uri, required_signers(chosen.serving))
 
 
 def _bundle(source: Source, serving: ServingSection) -> tuple[Application, Application, Application]:
@@ -77,4 +84,5 @@ def _gateway(source: Source, chosen: Recipe, application: str, *parts: Applicati
     key = os.environ.get(KEY_VARIABLE)
     target = Target(application=application, name=source.name, digest=source.digest, created=source.created)
     gateway = deployment(Gateway, "Gateway", chosen.serving.gateway, chosen.serving).options(user_config=target)
-    return gateway.bind(chosen.serving, chosen.generation, hash_key(key) if key else None, *parts)
+    serving = chosen.serving.model_copy(update={"keys": keys_address(chosen.serving)})
+    return gateway.bind(serving, chosen.generation, hash_key(key) if key else None, *parts)

@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from speechgpt.runtime import bundle
+from speechgpt.runtime.config import ServingSection
 
 ENCODER, LANGUAGE_MODEL, VOCODER = "Encoder", "LanguageModel", "Vocoder"
 """Names of a bundle's deployments in its application."""
@@ -16,7 +17,7 @@ class Source:
     """address: an absolute directory, `s3://…`, `models:/name@alias` or a shipped name.
 
     digest: what was found there when the service was started; an alias that has moved since stops a new replica from
-    starting. created: Unix seconds.
+    starting. created: Unix seconds. signers: public keys, one of which must have signed it; none, if it need not be.
     """
 
     address: str
@@ -24,14 +25,20 @@ class Source:
     digest: str
     name: str
     created: int
+    signers: tuple[str, ...] = ()
 
 
-def find(address: str, tracking_uri: str) -> Source:
+def find(address: str, tracking_uri: str, signers: tuple[str, ...] = ()) -> Source:
     """Check a bundle and pin it. Raises BundleError, TrackingError."""
     address = str(Path(address).absolute()) if Path(address).is_dir() else address
-    opened = bundle.load(address, tracking_uri)
+    opened = bundle.load(address, tracking_uri, signers)
     created = int((opened.directory / bundle.INDEX).stat().st_mtime)
-    return Source(address, tracking_uri, opened.digest, model_name(address), created)
+    return Source(address, tracking_uri, opened.digest, model_name(address), created, signers)
+
+
+def required_signers(serving: ServingSection) -> tuple[str, ...]:
+    """Of whom one must have signed a bundle that a recipe serves."""
+    return serving.trusted_signers if serving.require_signature else ()
 
 
 def model_name(address: str) -> str:
@@ -44,7 +51,7 @@ def model_name(address: str) -> str:
 @lru_cache(maxsize=4)
 def open_bundle(source: Source) -> bundle.Bundle:
     """Bring the bundle to this node and check it. Raises BundleError, also when it is not the pinned one any more."""
-    opened = bundle.load(source.address, source.tracking_uri)
+    opened = bundle.load(source.address, source.tracking_uri, source.signers)
     if opened.digest != source.digest:
         raise bundle.BundleError(
             f"bundle {source.address} is now {opened.digest[:12]}, but the service was started with "

@@ -240,7 +240,7 @@ def _service(url: str) -> "httpx.AsyncClient":
 
     import httpx
 
-    from serve.guard import KEY_VARIABLE
+    from serve.keys import KEY_VARIABLE
 
     key = os.environ.get(KEY_VARIABLE)
     headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -251,7 +251,7 @@ def _bundle(address: str, recipe_name: str) -> "httpx.AsyncClient":
     """The gateway's own application over models in this process: a bundle answers here as it would when served."""
     import httpx
 
-    from serve.bundles import find, open_bundle
+    from serve.bundles import find, open_bundle, required_signers
     from serve.gateway import create_app
     from serve.memory import OwnMemory
     from serve.pipeline import OwnPipeline
@@ -259,7 +259,7 @@ def _bundle(address: str, recipe_name: str) -> "httpx.AsyncClient":
     from speechgpt.recipe import load
 
     chosen = load(recipe_name)
-    source = find(address, chosen.tracking.uri)
+    source = find(address, chosen.tracking.uri, required_signers(chosen.serving))
     serving = chosen.serving
     pipeline = OwnPipeline(open_bundle(source).directory, serving)
     memory = OwnMemory(serving.memory_seconds, serving.memory_answers)

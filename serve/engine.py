@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from serve.errors import described
 from speechgpt.language.config import GenerationSection
 
 if TYPE_CHECKING:
@@ -138,9 +139,9 @@ class LocalEngine:
             self._step_began = time.monotonic()
             try:
                 sampled = self._batch.step()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - logged in words of our own
                 # Whatever is wrong with a pass is wrong for everyone in it; the next requests get a new chance.
-                logger.exception("a generation step failed")
+                logger.error("a generation step failed: %s", described(error))
                 self._fail(RuntimeError(f"generation failed: {type(error).__name__}"))
                 continue
             finally:

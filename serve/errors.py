@@ -1,5 +1,7 @@
 """Errors as the OpenAI API shapes them: `{"error": {"message", "type", "param", "code"}}`."""
 
+import math
+import traceback
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,9 +45,10 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         headers = {}
         if self.retry_after is not None:
-            headers["retry-after"] = str(max(1, round(self.retry_after)))
-        if self.status == 504:
-            # The official clients retry every 5xx; a request that ran out of time would only do so again.
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
+        if self.status == 504 or self.code == "insufficient_quota":
+            # The official clients retry every 429 and 5xx; a request that ran out of time would only do so again, and
+            # a quota comes back tomorrow.
             headers["x-should-retry"] = "false"
         if self.status == 401:
             headers["www-authenticate"] = 'Basic realm="speechgpt: any name, the API key as password"'
@@ -54,6 +57,26 @@ class ApiError(Exception):
 
 def deadline_passed(seconds: float) -> ApiError:
     return ApiError(504, f"The request was not done within {seconds:g} s.", code="deadline_exceeded")
+
+
+def body_too_large(most: int) -> ApiError:
+    return ApiError(413, f"The request's body is above {most} bytes.", code="request_too_large")
+
+
+def described(error: BaseException) -> str:
+    """What went wrong and where, for a log: types and places of the exception and its causes, never their messages,
+    in which users' words may stand."""
+    lines = []
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        places = [
+            f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(cause.__traceback__)
+        ]
+        lines.append(f"{type(cause).__module__}.{type(cause).__qualname__} at " + " < ".join(reversed(places)))
+        cause = cause.__cause__ or cause.__context__
+    return "\n  because of ".join(lines)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
 
-from serve.errors import ApiError
+from serve.errors import ApiError, described
 from serve.prompting import Reply, Words
 from serve.service import PCM_RATE, Kept, LiveAnswer
 from serve.voice import Sound
@@ -100,8 +100,8 @@ async def told_of_faults(events: AsyncGenerator[str, None]) -> AsyncGenerator[st
         yield event(error.body())
     except TimeoutError:
         yield event(ApiError(504, "The answer was not done in time.", code="deadline_exceeded").body())
-    except Exception:
-        logger.exception("a stream broke")
+    except Exception as error:  # noqa: BLE001 - logged in words of our own
+        logger.error("a stream broke: %s", described(error))
         yield event(ApiError(500, "The server failed to answer; its log has the reason.", code="internal_error").body())
 
 

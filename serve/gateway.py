@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import resources
-from typing import Annotated, TypedDict
+from typing import Annotated, NamedTuple, TypedDict
 
 from fastapi import FastAPI, Form
 from fastapi.exceptions import RequestValidationError
@@ -27,6 +27,8 @@ from serve.events import (
     transcript_events,
 )
 from serve.guard import ApiKey, BodyLimit, Guard
+from serve.keys import KeyRing
+from serve.limits import Counting, SharedLimits
 from serve.memory import SharedMemory
 from serve.metrics import collect, exporters
 from serve.pipeline import Pipeline, ServedPipeline
@@ -47,6 +49,13 @@ class Target(TypedDict):
     created: int
 
 
+class Access(NamedTuple):
+    """Who may use the service, and the count of what they use."""
+
+    keys: KeyRing
+    limits: Counting
+
+
 @serve.ingress()
 class Gateway:
     def __init__(
@@ -59,10 +68,14 @@ class Gateway:
         vocoder: DeploymentHandle | None = None,
     ) -> None:
         """The handles are given where the bundle belongs to the gateway's own application; else the application that
-        `user_config` names has it. key_hash: see `guard.hash_key`; None lets everybody in."""
+        `user_config` names has it. key_hash: see `keys.hash_key`; without it and `serving.keys` everybody is let in.
+
+        Raises KeysError."""
         self._serving = serving
         self._generation = generation
-        self._key_hash = key_hash
+        self._access: Access | None = None
+        if key_hash or serving.keys:
+            self._access = Access(KeyRing(serving.keys, key_hash, serving.keys_refresh_seconds), SharedLimits())
         self._own: Pipeline | None = None
         if encoder and language and vocoder:
             self._own = ServedPipeline(encoder, language, vocoder, serving.retry_after_seconds)
@@ -76,21 +89,22 @@ class Gateway:
         self._readiness = Readiness({own, target["application"] or own})
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(lambda: self._service, lambda: self._readiness.missing(), self._serving, self._key_hash)
+        return create_app(lambda: self._service, lambda: self._readiness.missing(), self._serving, self._access)
 
 
 def create_app(
     service: Callable[[], Service],
     missing: Callable[[], list[str]],
     serving: ServingSection,
-    key_hash: str | None,
+    access: Access | None,
 ) -> FastAPI:
     """service: the current one; asked for at each request, because a promotion changes it. missing: deployments that
-    are not ready."""
+    are not ready. access: None lets everybody in."""
     app = FastAPI(title="SpeechGPT", docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, max_bytes=serving.max_body_bytes)
-    if key_hash:
-        app.add_middleware(ApiKey, key_hash=key_hash)
+    if access:
+        lease = serving.request_timeout_seconds
+        app.add_middleware(ApiKey, keys=access.keys, limits=access.limits, lease_seconds=lease)
     app.add_middleware(Guard, bundle=lambda: service().served.digest, deadline_seconds=serving.request_timeout_seconds)
     app.add_exception_handler(ApiError, lambda _, error: error.response())
     app.add_exception_handler(RequestValidationError, lambda _, error: from_validation(error).response())

@@ -1,44 +1,43 @@
-"""What every request passes before a route sees it: identity of the reply, deadline, API key, body limit."""
+"""What every request and session passes before a route sees it: identity of the reply, deadline, key, limits, log."""
 
 import asyncio
 import base64
 import binascii
-import hashlib
-import hmac
+import contextlib
 import logging
-import re
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import ApiError, deadline_passed, from_proxy
+from serve import visits
+from serve.edge import BUNDLE_HEADER
+from serve.errors import ApiError, body_too_large, deadline_passed, described
+from serve.keys import Key, KeyRing
+from serve.limits import Counting, Refusal
+from serve.visits import Visit
 
-KEY_VARIABLE = "SPEECHGPT_API_KEY"
 OPEN_ROUTES = ("/healthz", "/readyz")
 """Answered without a key: an orchestrator's probes carry none."""
-BUNDLE_HEADER = "x-speechgpt-bundle"
-"""Digest of the bundle that answered; on everything that the gateway says."""
-_OVERRIDES = (
-    "x-request-timeout-seconds",
-    "x-request-disconnect-disabled",
-    "serve-multiplexed-model-id",
-    "x-session-id",
-)
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+SUBPROTOCOL = "openai-insecure-api-key."
+"""How OpenAI's browser clients send a key with a WebSocket, which can carry no header of theirs."""
+_RENEWAL_SECONDS = 20.0
+"""How often a session's place is kept for longer."""
+_CLOSE_CODES = {401: 3000, 403: 3003, 413: 1009, 429: 1013, 503: 1013, 504: 1013}
+"""WebSocket close codes, by HTTP status: unauthorized, forbidden, message too big, try again later."""
 
 logger = logging.getLogger("ray.serve")
 
 
-def hash_key(key: str) -> str:
-    """The only form in which an API key leaves the process that was given it."""
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
 class Guard:
-    """ASGI middleware. Stamps `x-speechgpt-bundle` on every reply, ends work at the deadline, and turns whatever
-    escapes the routes into an OpenAI error that tells nothing about the inside."""
+    """ASGI middleware. Stamps `x-speechgpt-bundle` on every reply, ends a request's work at the deadline, turns
+    whatever escapes the routes into an OpenAI error that tells nothing about the inside, and writes the audit log.
+
+    A WebSocket session has no deadline here. Until it is accepted it is refused with a whole HTTP reply where the
+    server can send one, after that closed with a code.
+    """
 
     def __init__(self, app: ASGIApp, *, bundle: Callable[[], str], deadline_seconds: float) -> None:
         self.app = app
@@ -46,77 +45,150 @@ class Guard:
         self.deadline_seconds = deadline_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        started = False
+        session = scope["type"] == "websocket"
+        visit = Visit("session" if session else "request", Headers(scope=scope).get("x-request-id", ""))
+        visits.begin(visit)
+        began, status = time.monotonic(), 0
 
         async def stamped(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                MutableHeaders(scope=message).setdefault(BUNDLE_HEADER, self.bundle())
+            nonlocal status
+            match message["type"]:
+                case "http.response.start" | "websocket.http.response.start":
+                    status = message["status"]
+                    MutableHeaders(scope=message).setdefault(BUNDLE_HEADER, self.bundle())
+                case "websocket.accept":
+                    status = 101
             await send(message)
 
+        problem: ApiError | None = None
         try:
-            async with asyncio.timeout(self.deadline_seconds):
-                await self.app(scope, receive, stamped)
-        except ApiError as error:
-            problem = error
-        except TimeoutError:
-            problem = deadline_passed(self.deadline_seconds)
-        except Exception:
-            logger.exception("request failed: %s %s", scope["method"], scope["path"])
-            problem = ApiError(500, "The server failed to answer; its log has the reason.", code="internal_error")
-        else:
-            return
-        if not started:
-            await problem.response()(scope, receive, stamped)
+            try:
+                async with asyncio.timeout(None if session else self.deadline_seconds):
+                    await self.app(scope, receive, stamped)
+            except ApiError as error:
+                problem = error
+            except TimeoutError:
+                problem = deadline_passed(self.deadline_seconds)
+            except Exception as error:  # noqa: BLE001 - logged in words of our own
+                logger.error("request failed: %s", described(error))
+                problem = ApiError(500, "The server failed to answer; its log has the reason.", code="internal_error")
+            if problem and session:
+                await _refuse(problem, scope, receive, stamped, accepted=status == 101)
+            elif problem and not status:
+                await problem.response()(scope, receive, stamped)
+        finally:
+            # The status of a refusal that a server can word as a close code only.
+            told = problem.status if problem and not status else status
+            visits.write_down(visit.audited(_route(scope), told, time.monotonic() - began))
+
+
+async def _refuse(problem: ApiError, scope: Scope, receive: Receive, send: Send, *, accepted: bool) -> None:
+    if not accepted and "websocket.http.response" in scope.get("extensions", {}):
+        await problem.response()(scope, receive, send)
+        return
+    # Whoever is gone already cannot be told.
+    with contextlib.suppress(RuntimeError):
+        await send(
+            {"type": "websocket.close", "code": _CLOSE_CODES.get(problem.status, 1011), "reason": problem.message[:120]}
+        )
 
 
 class ApiKey:
-    """ASGI middleware. Denies every route but the probes unless the request carries the key, as `Authorization: Bearer`
-    or as the password of HTTP Basic (what a browser can send when it opens the page)."""
+    """ASGI middleware. Denies every route but the probes unless the request carries a key: as `Authorization: Bearer`,
+    as the password of HTTP Basic (what a browser can send when it opens the page), or in a WebSocket's subprotocols.
+    Counts what the key uses and refuses what it may not.
 
-    def __init__(self, app: ASGIApp, *, key_hash: str) -> None:
+    lease_seconds: after so long a request counts as over, whatever became of its replica.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: KeyRing, limits: Counting, lease_seconds: float) -> None:
         self.app = app
-        self.key_hash = key_hash
+        self.keys = keys
+        self.limits = limits
+        self.lease_seconds = lease_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in OPEN_ROUTES or self._allowed(Headers(scope=scope)):
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and _path(scope) in OPEN_ROUTES):
             await self.app(scope, receive, send)
-        else:
+            return
+        key = await self.keys.find(_token(Headers(scope=scope)))
+        if key is None:
             raise ApiError(401, "A valid API key is required: Authorization: Bearer KEY.", code="invalid_api_key")
+        visit = visits.current()
+        visit.key = key.id
+        async with self._counted(key, visit, lasting=scope["type"] == "websocket"):
+            await self.app(scope, receive, send)
 
-    def _allowed(self, headers: Headers) -> bool:
-        scheme, _, credentials = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "basic":
-            # Browsers add Basic credentials by themselves, also to requests that another site makes them send.
-            if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-                return False
-            try:
-                credentials = base64.b64decode(credentials, validate=True).decode().partition(":")[2]
-            except (binascii.Error, UnicodeDecodeError):
-                return False
-        elif scheme.lower() != "bearer":
-            return False
-        return hmac.compare_digest(hash_key(credentials.strip()), self.key_hash)
+    @contextlib.asynccontextmanager
+    async def _counted(self, key: Key, visit: Visit, *, lasting: bool) -> AsyncIterator[None]:
+        if key.allowance.unlimited:
+            yield
+            return
+
+        async def turn() -> None:
+            if refusal := await self.limits.count(key.id, key.allowance):
+                raise refusal.told(key.allowance)
+
+        async def keep() -> None:
+            while True:
+                await asyncio.sleep(_RENEWAL_SECONDS)
+                self.limits.renew(key.id, lease, self.lease_seconds)
+
+        entered = await self.limits.enter(key.id, key.allowance, self.lease_seconds)
+        if isinstance(entered, Refusal):
+            raise entered.told(key.allowance)
+        lease, visit.turn = entered, turn
+        visit.charge = partial(self.limits.charge, key.id)
+        renewal = asyncio.create_task(keep()) if lasting else None
+        try:
+            yield
+        finally:
+            if renewal:
+                renewal.cancel()
+            self.limits.leave(key.id, lease)
+
+
+def _token(headers: Headers) -> str:
+    """The key that a request carries; "" for none."""
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    if scheme.lower() == "basic":
+        # Browsers add Basic credentials by themselves, also to requests that another site makes them send.
+        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            return ""
+        try:
+            return base64.b64decode(credentials, validate=True).decode().partition(":")[2].strip()
+        except (binascii.Error, UnicodeDecodeError):
+            return ""
+    offered = (name.strip() for name in headers.get("sec-websocket-protocol", "").split(","))
+    return next((name.removeprefix(SUBPROTOCOL) for name in offered if name.startswith(SUBPROTOCOL)), "")
 
 
 class BodyLimit:
-    """ASGI middleware. Refuses a body above `max_bytes`, by its Content-Length or, in chunks, as it passes."""
+    """ASGI middleware. Refuses a body above `max_bytes`, by its Content-Length or, in chunks, as it passes; a
+    compressed one, whose length says nothing; and closes a WebSocket that sends a message above it, with code 1009."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self.app = app
         self.max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._session(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "0")
         if not declared.isdigit() or int(declared) > self.max_bytes:
-            raise self._too_large()
+            raise body_too_large(self.max_bytes)
+        if headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise ApiError(415, "Compressed bodies are not taken: send it as it is.", code="unsupported_encoding")
         received = 0
 
         async def counted() -> Message:
@@ -124,7 +196,7 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self.max_bytes:
-                raise self._too_large()
+                raise body_too_large(self.max_bytes)
             return message
 
         async def unless_too_large(message: Message) -> None:
@@ -136,54 +208,34 @@ class BodyLimit:
             await self.app(scope, counted, unless_too_large)
         finally:
             if received > self.max_bytes:
-                raise self._too_large()
+                raise body_too_large(self.max_bytes)
 
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"The request's body is above {self.max_bytes} bytes.", code="request_too_large")
+    async def _session(self, scope: Scope, receive: Receive, send: Send) -> None:
+        closed = False
 
+        async def counted() -> Message:
+            nonlocal closed
+            message = await receive()
+            size = len(message.get("bytes") or b"") or len(message.get("text") or "")
+            if size <= self.max_bytes:
+                return message
+            closed = True
+            await send({"type": "websocket.close", "code": 1009, "reason": f"a message above {self.max_bytes} bytes"})
+            return {"type": "websocket.disconnect", "code": 1009}
 
-class Edge:
-    """ASGI middleware of Ray's own HTTP proxy, which obeys some headers before the gateway sees the request, and writes
-    some errors that the gateway never sees.
-
-    Takes away the headers by which a client would override the server's policy (deadline, cancellation on disconnect,
-    routing), replaces malformed request ids, hides the proxy's list of routes, and words the proxy's own errors, which
-    would show exceptions, as the API's.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
-            await self.app(scope, receive, send)
-            return
-        scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if _harmless(name, value)]}
-        if scope["path"] == "/-/routes":
-            await ApiError(404, "Not Found", code="unknown_url").response()(scope, receive, send)
-            return
-        replaced = False
-
-        async def reworded(message: Message) -> None:
-            nonlocal replaced
-            if message["type"] == "http.response.start" and message["status"] >= 400:
-                headers = Headers(raw=message["headers"])
-                replaced = BUNDLE_HEADER not in headers
-                if replaced:
-                    await from_proxy(message["status"], headers.get("retry-after")).response()(scope, receive, send)
-            if not replaced:
+        async def until_closed(message: Message) -> None:
+            if not closed:
                 await send(message)
 
-        await self.app(scope, receive, reworded)
+        await self.app(scope, counted, until_closed)
 
 
-def _harmless(name: bytes, value: bytes) -> bool:
-    key = name.decode("latin-1").lower().replace("_", "-")
-    if key == "x-request-id":
-        return _REQUEST_ID.fullmatch(value.decode("latin-1")) is not None
-    return key not in _OVERRIDES
+def _path(scope: Scope) -> str:
+    """The path below the route prefix of the application."""
+    return scope["path"].removeprefix(scope.get("root_path", ""))
 
 
-def proxy_middlewares() -> list[Middleware]:
-    """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names (Ray calls it in each HTTP proxy)."""
-    return [Middleware(Edge)]
+def _route(scope: Scope) -> str:
+    """Method and template of the route that took a request."""
+    template = getattr(scope.get("route"), "path", "unmatched")
+    return f"{scope.get('method', 'WEBSOCKET')} {template}"

@@ -100,6 +100,10 @@ class Reply:
     text_tokens: int
     audio_tokens: int
 
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_text_tokens + self.prompt_audio_tokens + self.text_tokens + self.audio_tokens
+
 
 @dataclass(frozen=True)
 class Words:

@@ -12,9 +12,11 @@ import typer
 if TYPE_CHECKING:
     from serve.bundles import Source
     from speechgpt.recipe import Recipe
+    from speechgpt.runtime.config import ServingSection
 
 GATEWAY = "gateway"
-_EDGE = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.guard:proxy_middlewares"}
+_EDGE = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.edge:proxy_middlewares"}
+"""Environment of Ray's proxies."""
 
 
 class ServeError(RuntimeError):
@@ -26,14 +28,14 @@ def main(
     recipe: Annotated[str, typer.Option(help="Whose `serving` and `generation` sections hold.")] = "nano",
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: serving.port=9000.")] = None,
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on; others than loopback need SPEECHGPT_API_KEY.")
+        str | None, typer.Option(help="Address to listen on; others than loopback need keys (`speechgpt keys`).")
     ] = None,
     port: Annotated[int | None, typer.Option()] = None,
 ) -> None:
     """Serve a bundle until Ctrl-C."""
     from rich.console import Console
 
-    from serve.bundles import find
+    from serve.bundles import find, required_signers
     from speechgpt.recipe import RecipeError, load
     from speechgpt.runtime.bundle import BundleError
     from speechgpt.runtime.tracking import TrackingError
@@ -43,9 +45,9 @@ def main(
     overrides = (*(set_ or ()), *(f"{key}={value}" for key, value in given.items() if value is not None))
     try:
         chosen = load(recipe, overrides)
-        check_address(chosen.serving.host, chosen.serving.port)
+        check_address(chosen.serving.host, chosen.serving.port, has_keys=has_keys(chosen.serving))
         with console.status("checking the bundle"):
-            source = find(bundle, chosen.tracking.uri)
+            source = find(bundle, chosen.tracking.uri, required_signers(chosen.serving))
         with console.status(f"starting {source.name} {source.digest[:12]}"):
             start(source, chosen)
     except (RecipeError, ServeError, BundleError, TrackingError) as error:
@@ -59,16 +61,31 @@ def main(
         stop(source)
 
 
-def check_address(host: str, port: int) -> None:
-    """Raises ServeError for an address that strangers can reach while there is no key, and for one that is taken.
+def has_keys(serving: "ServingSection") -> bool:
+    """Whether the service will be closed to those without a key. Raises ServeError for a file of keys that is wrong."""
+    from serve.app import keys_address
+    from serve.keys import KEY_VARIABLE, KeysError, read
+
+    address = keys_address(serving)
+    try:
+        if address:
+            read(address)
+    except KeysError as error:
+        raise ServeError(str(error)) from None
+    return bool(address or os.environ.get(KEY_VARIABLE))
+
+
+def check_address(host: str, port: int, *, has_keys: bool) -> None:
+    """Raises ServeError for an address that strangers can reach while no key is asked for, and for one that is taken.
 
     Ray's proxy would share a taken port with whoever has it.
     """
-    from serve.guard import KEY_VARIABLE
+    from serve.keys import KEY_VARIABLE, KEYS_VARIABLE
 
-    if not _is_loopback(host) and not os.environ.get(KEY_VARIABLE):
+    if not _is_loopback(host) and not has_keys:
         raise ServeError(
-            f"host {host} can be reached from other machines: set {KEY_VARIABLE} first, or use --host 127.0.0.1"
+            f"host {host} can be reached from other machines: make keys with `speechgpt keys add` and name "
+            f"their file in serving.keys or {KEYS_VARIABLE}, set {KEY_VARIABLE}, or use --host 127.0.0.1"
         )
     with socket.socket() as probe:
         probe.settimeout(1)
@@ -81,13 +98,15 @@ def start(source: "Source", chosen: "Recipe") -> None:
     from ray import serve
 
     from serve import app
+    from serve.edge import MAX_BODY_VARIABLE
     from speechgpt.runtime.cluster import connect
 
     serving = chosen.serving
+    environment = {**_EDGE, MAX_BODY_VARIABLE: str(serving.max_body_bytes)}
     connect(chosen.resources)
     serve.start(
         http_options={"host": serving.host, "port": serving.port, "request_timeout_s": serving.request_timeout_seconds},
-        controller_options={"runtime_env": {"env_vars": _EDGE}},
+        controller_options={"runtime_env": {"env_vars": environment}},
     )
     try:
         serve.run(app.bundle_application(source, serving), name=app.application_name(source), route_prefix=None)

@@ -7,10 +7,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from serve import visits
 from serve.dialogue import understand
 from serve.encoder import Heard, Refused
 from serve.errors import ApiError
 from serve.memory import Exchange, Recollection
+from serve.pacing import FIRST
 from serve.pipeline import Pipeline
 from serve.prompting import Ask, Dictate, Read, Reply, Sampling, Task, TooLong, Words
 from serve.vocoder import Line
@@ -144,10 +146,10 @@ class Service:
         dialogue = await understand(request.messages, self, self.serving.max_text_characters)
         task = Ask(tuple(dialogue), request.form, self._sampling(request))
         if not request.audio:
-            return LiveAnswer(None, await self._begun(self._pipeline.unfold(task), "messages"))
+            return LiveAnswer(None, await self._task(self._pipeline.unfold(task), "messages"))
         audio_id = _new_audio_id()
         manner = Manner(request.audio.format, _rate(request.audio))
-        pieces = await self._begun(self._pipeline.voice(task, manner), "messages")
+        pieces = await self._task(self._pipeline.voice(task, manner), "messages")
         return LiveAnswer(audio_id, self._remembered(pieces, audio_id, dialogue))
 
     async def _remembered(
@@ -170,6 +172,10 @@ class Service:
             raise
         return _chained(first, pieces)
 
+    async def _task(self, pieces: AsyncGenerator[Any, None], param: str) -> AsyncGenerator[Any, None]:
+        """`_begun`, its tokens counted."""
+        return _counted(await self._begun(pieces, param))
+
     async def transcribe(self, clip: bytes, request: TranscriptionRequest) -> WrittenSpeech:
         self.check_model(request.model)
         if request.language not in (None, LANGUAGE):
@@ -190,7 +196,7 @@ class Service:
     async def speak_live(self, request: SpeechRequest) -> AsyncGenerator[Sound | Reply, None]:
         """The sound while it is made, and the reply that it was last. Returns when the first sound is there."""
         manner = Manner(request.response_format, _rate(request), request.speed)
-        pieces = await self._begun(self._pipeline.voice(self._reading(request), manner), "input")
+        pieces = await self._task(self._pipeline.voice(self._reading(request), manner), "input")
         return await self._begun(_audible(pieces), "input")
 
     def _reading(self, request: SpeechRequest) -> Read:
@@ -212,6 +218,7 @@ class Service:
         heard = await self._pipeline.hear(clip)
         if isinstance(heard, Refused):
             raise ApiError(400, f"{param}: {heard.reason}: {heard.detail}", code=f"audio_{heard.reason}", param=param)
+        visits.current().heard(heard.seconds)
         return heard
 
     async def write_down(self, heard: Heard, param: str) -> str:
@@ -225,6 +232,7 @@ class Service:
         reply = await self._pipeline.reply(task)
         if isinstance(reply, TooLong):
             raise _too_long(reply, param)
+        visits.current().spent(reply.total_tokens)
         return reply
 
     def check_model(self, name: str) -> None:
@@ -279,6 +287,28 @@ async def _audible(pieces: AsyncGenerator[LivePiece, None]) -> AsyncGenerator[So
                 raise _wordless()
             if isinstance(piece, Sound | Reply):
                 yield piece
+
+
+async def _counted(pieces: AsyncGenerator[LivePiece, None]) -> AsyncGenerator[LivePiece, None]:
+    """The same pieces. Their tokens are told to the visit; of an answer that is given up midway, as far as they can be
+    told from outside: at least so many were made."""
+    visit = visits.current()
+    made = 0
+    async with aclosing(pieces):
+        try:
+            async for piece in pieces:
+                match piece:
+                    case Reply():
+                        visit.spent(piece.total_tokens)
+                        made = 0
+                    case Words():
+                        made += 1
+                    case Sound():
+                        made += FIRST
+                yield piece
+        finally:
+            if made:
+                visit.spent(made)
 
 
 async def _chained(first: Any, rest: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:

@@ -249,7 +249,7 @@ def test_kustomize_builds_what_is_named(tmp_path: Path) -> None:
 def test_the_service_is_one_that_serve_can_start(tmp_path: Path) -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    from serve import app, guard
+    from serve import app, edge
 
     manifest = render(tmp_path, "kuberay", "--set", "serving.port=9001")["rayservice.yaml"][-1]
     config = ServeDeploySchema.model_validate(yaml.safe_load(manifest["spec"]["serveConfigV2"]))
@@ -263,7 +263,8 @@ def test_the_service_is_one_that_serve_can_start(tmp_path: Path) -> None:
     assert container["readinessProbe"]["httpGet"] == {"path": "/-/healthz", "port": 9001}
     environment = {variable["name"]: variable for variable in container["env"]}
     callback = environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]["value"]
-    assert callable(getattr(guard, callback.removeprefix("serve.guard:")))
+    assert callable(getattr(edge, callback.removeprefix("serve.edge:")))
+    assert environment[edge.MAX_BODY_VARIABLE]["value"] == str(15 << 20)
     assert environment[app.KEY_VARIABLE]["valueFrom"]["secretKeyRef"]["key"] == app.KEY_VARIABLE
 
 

@@ -11,7 +11,7 @@ def test_a_full_queue_asks_for_patience() -> None:
     told = from_serve(BackPressureError(5, 5), retry_after=2.4)
     assert told is not None
     response = told.response()
-    assert (response.status_code, response.headers["retry-after"]) == (429, "2")
+    assert (response.status_code, response.headers["retry-after"]) == (429, "3")
     assert told.body()["error"]["type"] == "rate_limit_error"
 
 

@@ -2,16 +2,27 @@
 
 import asyncio
 import base64
+import json
+import logging
+import time
+import zlib
+from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
-from starlette.routing import Route
-from starlette.testclient import TestClient
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.types import Message, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from serve.guard import BUNDLE_HEADER, ApiKey, BodyLimit, Edge, Guard, hash_key
+from serve import visits
+from serve.edge import BUNDLE_HEADER, Edge
+from serve.guard import SUBPROTOCOL, ApiKey, BodyLimit, Guard
+from serve.keys import Allowance, KeyFile, KeyRing, hash_key, new_key
+from serve.limits import OwnLimits
 
 KEY = "sk-secret"
 
@@ -33,6 +44,24 @@ async def broken(request: Request) -> PlainTextResponse:
     raise RuntimeError("password of the database: hunter2")
 
 
+async def costly(request: Request) -> PlainTextResponse:
+    visits.current().heard(2.0)
+    visits.current().spent(30)
+    return PlainTextResponse("done")
+
+
+async def session(socket: WebSocket) -> None:
+    """Says each message's length; each is an answer of its own."""
+    await socket.accept()
+    try:
+        while True:
+            length = len(await socket.receive_bytes())
+            await visits.current().turn()
+            await socket.send_text(str(length))
+    except WebSocketDisconnect:
+        return
+
+
 ROUTES = [
     Route("/healthz", answer),
     Route("/readyz", answer),
@@ -41,6 +70,8 @@ ROUTES = [
     Route("/v1/audio/transcriptions", echo_length, methods=["POST"]),
     Route("/slow", slow),
     Route("/broken", broken),
+    Route("/costly", costly),
+    WebSocketRoute("/v1/realtime", session),
 ]
 
 
@@ -51,7 +82,7 @@ def guarded() -> TestClient:
             routes=ROUTES,
             middleware=[
                 Middleware(Guard, bundle=lambda: "digest", deadline_seconds=0.5),
-                Middleware(ApiKey, key_hash=hash_key(KEY)),
+                Middleware(ApiKey, keys=KeyRing("", hash_key(KEY), 1), limits=OwnLimits(), lease_seconds=1),
                 Middleware(BodyLimit, max_bytes=1000),
             ],
         )
@@ -135,6 +166,128 @@ def test_a_defect_says_nothing_of_the_inside(guarded: TestClient) -> None:
     assert reply.json()["error"]["type"] == "server_error"
 
 
+def keyed(file: Path, allowance: Allowance, refresh_seconds: float = 0.0) -> tuple[TestClient, str]:
+    """A service with one key in a file, and that key."""
+    key, kept = new_key("tester", allowance, time.time())
+    file.write_text(KeyFile(keys=(kept,)).model_dump_json())
+    limited = Middleware(ApiKey, keys=KeyRing(str(file), None, refresh_seconds), limits=OwnLimits(), lease_seconds=60)
+    guard = Middleware(Guard, bundle=lambda: "digest", deadline_seconds=5)
+    return TestClient(Starlette(routes=ROUTES, middleware=[guard, limited, Middleware(BodyLimit, max_bytes=1000)])), key
+
+
+def test_a_rate_is_held_and_says_when_to_come_back(tmp_path: Path) -> None:
+    """Row 6: rate."""
+    client, key = keyed(tmp_path / "keys.json", Allowance(requests_per_minute=3))
+    replies = [client.get("/v1/models", headers=bearer(key)) for _ in range(5)]
+    assert [reply.status_code for reply in replies] == [200] * 3 + [429] * 2
+    assert replies[-1].json()["error"]["code"] == "rate_limit_exceeded"
+    assert 1 <= int(replies[-1].headers["retry-after"]) <= 20 and "x-should-retry" not in replies[-1].headers
+    assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("allowance", [Allowance(audio_seconds_per_day=2), Allowance(tokens_per_day=30)])
+def test_a_spent_quota_is_not_worth_a_retry(tmp_path: Path, allowance: Allowance) -> None:
+    """Row 6: quotas of audio seconds and tokens."""
+    client, key = keyed(tmp_path / "keys.json", allowance)
+    assert client.get("/costly", headers=bearer(key)).status_code == 200
+    reply = client.get("/costly", headers=bearer(key))
+    assert (reply.status_code, reply.json()["error"]["code"]) == (429, "insufficient_quota")
+    assert reply.headers["x-should-retry"] == "false" and 1 <= int(reply.headers["retry-after"]) <= 86_400
+
+
+def test_sessions_of_a_key_are_counted(tmp_path: Path) -> None:
+    """Row 6: sessions per key, and answers within one."""
+    client, key = keyed(tmp_path / "keys.json", Allowance(concurrent_requests=1, requests_per_minute=3))
+    with client.websocket_connect("/v1/realtime", headers=bearer(key)) as socket:
+        reply = client.get("/v1/models", headers=bearer(key))
+        assert reply.status_code == 429 and "1 concurrent requests" in reply.json()["error"]["message"]
+        for _ in range(2):
+            socket.send_bytes(b"12345")
+            assert socket.receive_text() == "5"
+        socket.send_bytes(b"12345")
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_text()
+        assert closed.value.code == 1013 and "requests per minute" in closed.value.reason
+    # The place is free again; the rate is what refuses now.
+    assert "per minute" in client.get("/v1/models", headers=bearer(key)).json()["error"]["message"]
+
+
+def test_keys_change_under_a_running_service(tmp_path: Path) -> None:
+    """Row 1: rotation, expiry and revocation without a restart."""
+    file = tmp_path / "keys.json"
+    client, old = keyed(file, Allowance())
+    new, kept = new_key("next", Allowance(), time.time())
+    assert client.get("/", headers=bearer(new)).status_code == 401
+    [before] = KeyFile.model_validate_json(file.read_text()).keys
+    file.write_text(KeyFile(keys=(before, kept)).model_dump_json())
+    assert [client.get("/", headers=bearer(key)).status_code for key in (old, new)] == [200, 200]
+    revoked = before.model_copy(update={"revoked": 1})
+    file.write_text(KeyFile(keys=(revoked, kept.model_copy(update={"expires": 1}))).model_dump_json())
+    assert [client.get("/", headers=bearer(key)).status_code for key in (old, new)] == [401, 401]
+
+
+def test_a_session_needs_the_key(guarded: TestClient) -> None:
+    """Row 1: WebSockets."""
+    for headers in ({}, bearer("sk-other"), {"sec-websocket-protocol": f"realtime, {SUBPROTOCOL}sk-other"}):
+        with (
+            pytest.raises(WebSocketDenialResponse) as denied,
+            guarded.websocket_connect("/v1/realtime", headers=headers),
+        ):
+            pass
+        assert denied.value.status_code == 401 and denied.value.json()["error"]["code"] == "invalid_api_key"
+    offered = f"realtime, {SUBPROTOCOL}{KEY}"
+    with guarded.websocket_connect("/v1/realtime", headers={"sec-websocket-protocol": offered}) as socket:
+        socket.send_bytes(b"123")
+        assert socket.receive_text() == "3"
+
+
+def test_a_message_above_the_limit_closes_the_session(guarded: TestClient) -> None:
+    """Row 2: WebSocket frames."""
+    with guarded.websocket_connect("/v1/realtime", headers=bearer()) as socket:
+        socket.send_bytes(b"x" * 1000)
+        assert socket.receive_text() == "1000"
+        socket.send_bytes(b"x" * 1001)
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_text()
+        assert closed.value.code == 1009
+
+
+def test_compressed_bodies_are_refused(guarded: TestClient) -> None:
+    """Row 2: a body whose length says nothing of what it becomes."""
+    bomb = zlib.compress(b"0" * 500_000)
+    assert len(bomb) < 1000
+    for encoding in ("gzip", "deflate", "br", "identity, gzip"):
+        reply = guarded.post(
+            "/v1/audio/transcriptions", content=bomb, headers=bearer() | {"content-encoding": encoding}
+        )
+        assert (reply.status_code, reply.json()["error"]["code"]) == (415, "unsupported_encoding")
+
+
+def test_the_audit_log_has_no_content(guarded: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    """Row 13, and item 5: who, what, how long and how much; nothing of what was said, not even by way of a URL."""
+    with caplog.at_level(logging.INFO, "ray.serve"):
+        guarded.get("/costly?text=mysecretwords", headers=bearer() | {"x-request-id": "trace-1"})
+        guarded.get("/mysecretwords", headers=bearer("sk-mysecretwords"))
+        guarded.get("/broken", headers=bearer())
+        guarded.get("/slow", headers=bearer())
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "ray.serve.audit"]
+    assert lines[0] == {
+        "audit": "request",
+        "request_id": "trace-1",
+        "key": "0" * 12,
+        "route": lines[0]["route"],
+        "status": 200,
+        "seconds": lines[0]["seconds"],
+        "audio_seconds": 2.0,
+        "tokens": 30,
+    }
+    assert [line["status"] for line in lines] == [200, 401, 500, 504]
+    assert lines[1]["key"] is None
+    assert "RuntimeError" in caplog.text and "test_guard.py" in caplog.text
+    for secret in ("mysecretwords", "hunter2", KEY, hash_key(KEY)):
+        assert secret not in caplog.text
+
+
 async def headers_seen(request: Request) -> JSONResponse:
     return JSONResponse(dict(request.headers), headers={BUNDLE_HEADER: "digest"})
 
@@ -174,3 +327,34 @@ def test_the_edge_words_the_proxys_own_errors(edge: TestClient, status: int, tol
     assert reply.status_code == told and "secret" not in reply.text
     assert reply.json()["error"]["message"]
     assert (reply.headers.get("retry-after") == "3") == (status == 429)
+
+
+def test_the_edge_takes_no_more_than_a_body_may_have() -> None:
+    """Row 2: before anything is held; whatever the gateway behind it does."""
+    taken: list[int] = []
+
+    async def hungry(scope: Scope, receive: Receive, send: Send) -> None:
+        while (message := await receive())["type"] == "http.request":
+            taken.append(len(message["body"]))
+            if not message.get("more_body"):
+                break
+
+    def status(headers: list[tuple[bytes, bytes]], chunks: int) -> int:
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            # Without end, as whoever wants to fill a memory sends.
+            return {"type": "http.request", "body": b"x" * 100, "more_body": True} if chunks else {}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
+        asyncio.run(Edge(hungry, max_bytes=1000)(scope, receive, send))
+        assert json.loads(sent[1]["body"])["error"]["code"] == "request_too_large" and len(sent) == 2
+        return sent[0]["status"]
+
+    assert (status([(b"transfer-encoding", b"chunked")], 50), sum(taken)) == (413, 1000)
+    taken.clear()
+    for length in (b"1001", b"-1", b"99999999999999999999"):
+        assert (status([(b"content-length", length)], 0), taken) == (413, [])

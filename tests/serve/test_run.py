@@ -1,12 +1,13 @@
 """Where a service may listen, and what it is called."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
 from serve.bundles import model_name
-from serve.guard import KEY_VARIABLE
-from serve.run import ServeError, check_address
+from serve.keys import KEY_VARIABLE, KEYS_VARIABLE
+from serve.run import ServeError, check_address, has_keys
 from serve.scaling import options
 from speechgpt.runtime.config import DeploymentSection, ServingSection
 
@@ -18,17 +19,29 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
-def test_strangers_need_a_key(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+def test_strangers_need_a_key(host: str) -> None:
     with pytest.raises(ServeError, match=KEY_VARIABLE):
-        check_address(host, free_port())
+        check_address(host, free_port(), has_keys=False)
 
 
 def test_loopback_and_keys_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(KEY_VARIABLE, raising=False)
-    check_address("localhost", free_port())
+    for variable in (KEY_VARIABLE, KEYS_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    check_address("localhost", free_port(), has_keys=has_keys(ServingSection()))
+    assert not has_keys(ServingSection())
     monkeypatch.setenv(KEY_VARIABLE, "sk-secret")
-    check_address("0.0.0.0", free_port())
+    check_address("0.0.0.0", free_port(), has_keys=has_keys(ServingSection()))
+
+
+def test_a_file_of_keys_that_is_wrong_stops_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ServeError, match="speechgpt keys add"):
+        has_keys(ServingSection(keys=str(tmp_path / "none.json")))
+    monkeypatch.setenv(KEYS_VARIABLE, str(tmp_path / "keys.json"))
+    (tmp_path / "keys.json").write_text('{"format": 1, "keys": [{"id": "no"}]}')
+    with pytest.raises(ServeError, match=r"keys\.json: keys\.0\.id"):
+        has_keys(ServingSection())
+    (tmp_path / "keys.json").write_text('{"format": 1, "keys": []}')
+    assert has_keys(ServingSection())
 
 
 def test_a_taken_port_is_not_shared() -> None:
@@ -36,7 +49,7 @@ def test_a_taken_port_is_not_shared() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(ServeError, match="--port"):
-            check_address("127.0.0.1", other.getsockname()[1])
+            check_address("127.0.0.1", other.getsockname()[1], has_keys=False)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ training off idle serving nodes, and because a service should outlive an experim
 """
 
 from speechgpt.runtime.config import ResourcesSection, ServingSection
-from speechgpt.runtime.manifests import API_KEY, PROXY_CALLBACK, Manifest, Release, serving_nodes
+from speechgpt.runtime.manifests import API_KEY, MAX_BODY, PROXY_CALLBACK, Manifest, Release, serving_nodes
 
 HEAD_PROFILE, NODE_PROFILE = "speechgpt-head", "speechgpt-node"
 """Instance profiles; aws_account.py makes them."""
@@ -46,6 +46,7 @@ def serving_cluster(release: Release, resources: ResourcesSection, serving: Serv
     for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
         cluster[commands][-1] = read + cluster[commands][-1]
     cluster["docker"]["run_options"].append(f"--env RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH={PROXY_CALLBACK}")
+    cluster["docker"]["run_options"].append(f"--env {MAX_BODY}={serving.max_body_bytes}")
     return cluster
 
 

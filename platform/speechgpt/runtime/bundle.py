@@ -1,6 +1,7 @@
 """The bundle: what is registered, promoted and served, as one directory whose every byte is accounted for.
 
 bundle.json    versions, unit vocabulary, sha256 of every file, lineage
+bundle.sig     who vouches for bundle.json (optional, see `signature`)
 encoder/       Hugging Face layout plus kmeans.safetensors
 language/      Hugging Face layout
 adapter/       PEFT layout (optional)
@@ -15,11 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from speechgpt.runtime import buckets, cache
+from speechgpt.runtime import buckets, cache, signature
+from speechgpt.runtime.signature import SignatureError
 from speechgpt.runtime.tracking import resolve as resolve_registered
 from speechgpt.runtime.workspace import Workspace
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 INDEX = "bundle.json"
 FORMAT = 1
@@ -40,6 +45,8 @@ class Bundle:
 
     directory: Path
     manifest: dict[str, Any]
+    signer: str | None = None
+    """Who signed it, of those whom the caller trusts; None where nobody was asked for."""
 
     @property
     def digest(self) -> str:
@@ -82,10 +89,14 @@ def write(
     return Bundle(directory, sealed)
 
 
-def load(address: str | Path, tracking_uri: str = "") -> Bundle:
-    """Bring a bundle to this machine (see `resolve`) and check every byte of it. Raises BundleError naming the file."""
+def load(address: str | Path, tracking_uri: str = "", signers: tuple[str, ...] = ()) -> Bundle:
+    """Bring a bundle to this machine (see `resolve`) and check every byte of it.
+
+    signers: public keys; if there are any, one of them must have signed it. Raises BundleError naming the file.
+    """
     directory = resolve(address, tracking_uri)
     manifest = _index(directory)
+    signer = _signer(directory, signers) if signers else None
     actual = _hashes(directory)
     expected: dict[str, str] = manifest["files"]
     for name in sorted(expected.keys() | actual.keys()):
@@ -97,7 +108,27 @@ def load(address: str | Path, tracking_uri: str = "") -> Bundle:
             raise BundleError(
                 f"bundle {directory}: {name} was changed (its sha256 is not the one in {INDEX}); fetch the bundle again"
             )
-    return Bundle(directory, manifest)
+    return Bundle(directory, manifest, signer)
+
+
+def sign(address: str | Path, key: "Ed25519PrivateKey") -> tuple[str, str]:
+    """Check a bundle's every byte and put `bundle.sig` into it, a directory or `s3://…`; other signatures stay.
+
+    Returns the signer's public key and the bundle's digest. Raises BundleError, SignatureError, WorkspaceError.
+    """
+    text = str(address)
+    if not text.startswith("s3://") and not Path(text).is_dir():
+        raise BundleError(f"bundle {text!r}: there is no such directory; only directories and s3://… can be signed")
+    opened, home = load(text), Workspace(text)
+    signed = home.read_bytes(signature.FILE) if home.exists(signature.FILE) else None
+    # What was checked, not what may stand there by now.
+    content = signature.sign((opened.directory / INDEX).read_bytes(), key, signed)
+    if home.remote:
+        home.write_bytes(signature.FILE, content)
+    else:
+        # Not by way of a workspace, whose staging folder would stand inside the bundle.
+        (opened.directory / signature.FILE).write_bytes(content)
+    return signature.name(key.public_key()), opened.digest
 
 
 def resolve(address: str | Path, tracking_uri: str = "") -> Path:
@@ -147,9 +178,20 @@ def _index(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def _signer(directory: Path, signers: tuple[str, ...]) -> str:
+    file = directory / signature.FILE
+    try:
+        return signature.verify(
+            (directory / INDEX).read_bytes(), file.read_bytes() if file.is_file() else None, signers
+        )
+    except SignatureError as error:
+        raise BundleError(f"bundle {directory}: {error}") from None
+
+
 def _hashes(directory: Path) -> dict[str, str]:
-    """{file, relative to the bundle: sha256}, the index itself left out."""
-    files = sorted(file for file in directory.rglob("*") if file.is_file() and file != directory / INDEX)
+    """{file, relative to the bundle: sha256}, the index and its signatures left out."""
+    apart = (directory / INDEX, directory / signature.FILE)
+    files = sorted(file for file in directory.rglob("*") if file.is_file() and file not in apart)
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(_sha256, files))
     return {file.relative_to(directory).as_posix(): value for file, value in zip(files, hashes, strict=True)}
@@ -173,6 +215,7 @@ def _installed(distribution: str) -> bool:
 
 
 def _downloaded(remote: Workspace) -> Path:
-    """Fetch an S3 bundle once for each state of its index."""
-    state = hashlib.sha256(remote.read_bytes(INDEX)).hexdigest()
+    """Fetch an S3 bundle once for each state of its index and signatures."""
+    signed = remote.read_bytes(signature.FILE) if remote.exists(signature.FILE) else b""
+    state = hashlib.sha256(remote.read_bytes(INDEX) + signed).hexdigest()
     return cache.keep(f"bundles/{state}", lambda folder: buckets.download(remote.fs, remote.root(), folder))

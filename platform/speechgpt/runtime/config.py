@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from speechgpt.runtime import signature
 from speechgpt.section import Section
 
 
@@ -95,6 +96,14 @@ class ServingSection(Section):
     max_body_bytes: int = Field(15 * 1024 * 1024, ge=1024)
     max_text_characters: int = Field(4096, ge=1)
     """Text in one request, all messages together."""
+    keys: str = ""
+    """File of API keys (`speechgpt keys add`), a path or s3://…; empty takes SPEECHGPT_API_KEYS."""
+    keys_refresh_seconds: float = Field(2, gt=0)
+    """How old what a gateway replica knows of that file may be: a revoked key opens nothing after so long."""
+    require_signature: bool = False
+    """Serve only bundles that one of `trusted_signers` has signed (`speechgpt signature`)."""
+    trusted_signers: tuple[str, ...] = ()
+    """Public keys, `ed25519:…`."""
     retry_after_seconds: float = Field(1, gt=0)
     """What a client is told to wait when the service is at capacity."""
     memory_seconds: float = Field(3600, gt=0)
@@ -105,6 +114,19 @@ class ServingSection(Section):
     encoder: DeploymentSection = DeploymentSection(cpus=0.4)
     language: DeploymentSection = DeploymentSection(cpus=0.8)
     vocoder: DeploymentSection = DeploymentSection(cpus=0.4)
+
+    @field_validator("trusted_signers")
+    @classmethod
+    def _are_public_keys(cls, signers: tuple[str, ...]) -> tuple[str, ...]:
+        for signer in signers:
+            signature.public_key(signer)
+        return signers
+
+    @model_validator(mode="after")
+    def _somebody_is_trusted(self) -> "ServingSection":
+        if self.require_signature and not self.trusted_signers:
+            raise ValueError("require_signature without trusted_signers: no bundle could be served")
+        return self
 
 
 class NodeSection(Section):

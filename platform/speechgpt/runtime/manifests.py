@@ -26,7 +26,8 @@ REDIS_SECRET = "speechgpt-redis"
 """Kubernetes secret with the `password` of the Redis that outlives a head."""
 RECIPE_PATH = "/etc/speechgpt/recipe.yaml"
 API_KEY = "SPEECHGPT_API_KEY"
-PROXY_CALLBACK = "serve.guard:proxy_middlewares"
+PROXY_CALLBACK = "serve.edge:proxy_middlewares"
+MAX_BODY = "SPEECHGPT_MAX_BODY_BYTES"
 """Refuses oversized bodies before Serve reads them; named, not imported: the serving code stands above this room."""
 DASHBOARD_PORT, METRICS_PORT = 8265, 8080
 _UNPRIVILEGED = {
@@ -162,6 +163,7 @@ def ray_service(
         ready={"path": "/-/healthz", "port": serving.port},
         environment=[
             {"name": "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "value": PROXY_CALLBACK},
+            {"name": MAX_BODY, "value": str(serving.max_body_bytes)},
             {"name": API_KEY, "valueFrom": {"secretKeyRef": {"name": CREDENTIALS_SECRET, "key": API_KEY}}},
         ],
     )

@@ -20,7 +20,7 @@ MIN_SAMPLES = 400
 SILENCE = 1e-4
 """Peak amplitude below which nobody is speaking (-80 dBFS)."""
 
-Reason = Literal["empty", "unreadable", "truncated", "too_short", "too_long", "not_finite", "silent"]
+Reason = Literal["empty", "unreadable", "truncated", "too_short", "too_long", "too_large", "not_finite", "silent"]
 AudioFormat = Literal["wav", "flac", "mp3", "opus", "pcm16", "pcm"]
 _CONTAINERS = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "mp3": ("MP3", None), "opus": ("OGG", "OPUS")}
 
@@ -40,7 +40,8 @@ class AudioError(ValueError):
 def decode(source: bytes | str | os.PathLike, *, max_seconds: float | None = None) -> np.ndarray:
     """Read one sound file, mix it down to mono and resample it to 16 kHz.
 
-    source: the file's bytes, or its path. max_seconds: longer sound is refused before it is decoded.
+    source: the file's bytes, or its path. max_seconds: longer sound is refused before it is decoded, and
+    so is what takes more memory than that long a studio recording would.
     Returns float32 [samples]. Raises AudioError; FileNotFoundError for a path that is not there.
     """
     import soxr
@@ -110,6 +111,8 @@ def _read(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             _check_length(file.frames / file.samplerate, max_seconds)
             limit = -1 if max_seconds is None else int(max_seconds * file.samplerate) + 1
+            if max_seconds is not None:
+                _check_size(min(limit, file.frames) * file.channels, max_seconds)
             try:
                 wave = file.read(limit, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
@@ -202,14 +205,29 @@ def _read_mp4(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
             stream = container.streams.audio[0]
             rate = stream.codec_context.sample_rate
             planar = av.AudioResampler(format="fltp")
+            if not rate:
+                raise AudioError("unreadable", "its header gives no sampling rate")
             for frame in container.decode(stream):
                 chunks += [piece.to_ndarray().T for piece in planar.resample(frame)]
                 _check_length(sum(map(len, chunks)) / rate, max_seconds)
+                if max_seconds is not None:
+                    _check_size(sum(chunk.size for chunk in chunks), max_seconds)
     except (av.FFmpegError, IndexError) as error:
         if chunks:
             raise AudioError("truncated", f"{_NOT_TO_ITS_END}: {error}") from None
         raise AudioError("unreadable", str(error)) from None
     return (np.concatenate(chunks) if chunks else np.zeros((0, 1), np.float32)), rate
+
+
+_MOST_CHANNELS, _MOST_RATE = 8, 192_000
+"""What the longest sound may have at once: a 7.1 recording of a studio."""
+
+
+def _check_size(samples: int, max_seconds: float) -> None:
+    """A few bytes of FLAC or Ogg can stand for seconds of 255 channels at 655 kHz: gigabytes once decoded."""
+    most = int(max_seconds * _MOST_CHANNELS * _MOST_RATE)
+    if samples > most:
+        raise AudioError("too_large", f"{samples} samples, all channels together; at most {most} are decoded")
 
 
 def _check_length(seconds: float, limit: float | None) -> None:

@@ -1,0 +1,93 @@
+"""What stands before Ray's own HTTP proxy: it obeys headers, holds bodies and words errors before the gateway does."""
+
+import os
+import re
+
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.errors import ApiError, body_too_large, from_proxy
+
+BUNDLE_HEADER = "x-speechgpt-bundle"
+"""Digest of the bundle that answered; on everything that the gateway says."""
+MAX_BODY_VARIABLE = "SPEECHGPT_MAX_BODY_BYTES"
+"""Tells Ray's proxies, which know no recipe, `serving.max_body_bytes`."""
+_DEFAULT_MAX_BODY_BYTES = 15 * 1024 * 1024
+_OVERRIDES = (
+    "x-request-timeout-seconds",
+    "x-request-disconnect-disabled",
+    "serve-multiplexed-model-id",
+    "x-session-id",
+)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Edge:
+    """ASGI middleware of Ray's own HTTP proxy.
+
+    Takes away the headers by which a client would override the server's policy (deadline, cancellation on disconnect,
+    routing), replaces malformed request ids, hides the proxy's list of routes, words the proxy's own errors, which
+    would show exceptions, as the API's, and ends a body above `max_bytes`: the proxy takes what comes at once, however
+    slowly a gateway replica reads.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int = _DEFAULT_MAX_BODY_BYTES) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if _harmless(name, value)]}
+        if scope["path"] == "/-/routes":
+            refusal = ApiError(404, "Not Found", code="unknown_url")
+            await refusal.response()(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await self.app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if not declared.isdigit() or int(declared) > self.max_bytes:
+            await body_too_large(self.max_bytes).response()(scope, receive, send)
+            return
+        received = 0
+        replaced = started = False
+
+        async def counted() -> Message:
+            nonlocal received, replaced
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received <= self.max_bytes:
+                return message
+            if not started and not replaced:
+                replaced = True
+                await body_too_large(self.max_bytes).response()(scope, receive, send)
+            # Whoever sends too much is as good as gone: the proxy drops what it has and cancels the call.
+            return {"type": "http.disconnect"}
+
+        async def reworded(message: Message) -> None:
+            nonlocal replaced, started
+            if not replaced and message["type"] == "http.response.start" and message["status"] >= 400:
+                headers = Headers(raw=message["headers"])
+                if BUNDLE_HEADER not in headers:
+                    replaced = True
+                    await from_proxy(message["status"], headers.get("retry-after")).response()(scope, receive, send)
+            if not replaced:
+                started = True
+                await send(message)
+
+        await self.app(scope, counted, reworded)
+
+
+def _harmless(name: bytes, value: bytes) -> bool:
+    key = name.decode("latin-1").lower().replace("_", "-")
+    if key == "x-request-id":
+        return _REQUEST_ID.fullmatch(value.decode("latin-1")) is not None
+    return key not in _OVERRIDES
+
+
+def proxy_middlewares() -> list[Middleware]:
+    """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names (Ray calls it in each HTTP proxy)."""
+    return [Middleware(Edge, max_bytes=int(os.environ.get(MAX_BODY_VARIABLE, _DEFAULT_MAX_BODY_BYTES)))]
