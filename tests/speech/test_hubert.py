@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import HubertModel
 
-from speechgpt.speech import hubert
+from speechgpt.speech import hubert, split_products
 from speechgpt.speech.codebook import Codebook
 from speechgpt.speech.encoder import SpeechEncoder, batches_by_length
 
@@ -113,6 +113,24 @@ def test_bfloat16_is_asked_for_and_gives_nearly_the_same(tmp_path: Path, layout:
     codebook = Codebook(exact(clips())[0][:20])
     assert SpeechEncoder(exact, codebook).name == "hubert-L2-km20"
     assert SpeechEncoder(rough, codebook).name == "hubert-L2-km20-bfloat16"
+
+
+@pytest.mark.skipif(not split_products.available(), reason="no AMX or no oneMKL here")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bfloat16x3_is_float32_by_another_way(tmp_path: Path, layout: str) -> None:
+    hubert.save(model(layout), tmp_path, layer=2, normalize=False)
+    exact, split = hubert.HubertFeatures.load(tmp_path), hubert.HubertFeatures.load(tmp_path, "bfloat16x3")
+    for wanted, given in zip(exact(clips()), split(clips()), strict=True):
+        assert 0 < (given - wanted).norm() < 1e-4 * wanted.norm()
+    for together, wave in zip(split(clips()), clips(), strict=True):
+        torch.testing.assert_close(together, split([wave])[0], atol=1e-4, rtol=1e-4)
+    assert SpeechEncoder(split, Codebook(exact(clips())[0][:20])).name == "hubert-L2-km20-bfloat16x3"
+
+
+def test_bfloat16x3_is_refused_where_it_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split_products, "available", lambda: False)
+    with pytest.raises(ValueError, match="take float32"):
+        hubert.HubertFeatures(model("base"), 2, False).freeze("bfloat16x3")
 
 
 def test_a_loud_offset_does_not_upset_the_frozen_norm() -> None:

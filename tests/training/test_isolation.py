@@ -90,7 +90,7 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
     return float((difference / sum(tensor.double().square().sum() for tensor in one.values())).sqrt())
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa_by_rows", "sdpa", "eager"])
 @pytest.mark.parametrize("name", MODELS)
 def test_packed_rows_have_the_loss_and_gradient_they_have_alone(name, attention):
     model, rows = fresh(name, attention), rows_of_blocks()
@@ -109,7 +109,7 @@ def test_packed_rows_have_the_loss_and_gradient_they_have_alone(name, attention)
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
 def test_it_holds_with_activation_checkpointing_and_lora(checkpointing, lora):
     def model() -> PreTrainedModel:
-        made = fresh("llama", "sdpa").train()
+        made = fresh("llama", "sdpa_by_rows").train()
         if checkpointing:
             made.gradient_checkpointing_enable({"use_reentrant": False})
         if lora:
@@ -126,7 +126,7 @@ def test_it_holds_with_activation_checkpointing_and_lora(checkpointing, lora):
     assert apart(expected, packed) < 1e-5
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa_by_rows", "sdpa", "eager"])
 @pytest.mark.parametrize("name", MODELS)
 def test_no_row_sees_what_stands_in_another(name, attention):
     model, rows = fresh(name, attention).eval(), rows_of_blocks()

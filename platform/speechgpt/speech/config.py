@@ -143,9 +143,10 @@ class EncoderSection(Section):
     long: LongAudioSection | None = None
     """Lets `tokenize` take clips of any length; without it those longer than `data.max_seconds` go to quarantine. The
     encoder and codebook are fitted to the shorter ones either way."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of `tokenize` on CPUs. In bfloat16 a few units in a hundred become others (`speechgpt bench tokenize`), and the
-    encoder of a bundle stays float32."""
+    precision: Literal["float32", "bfloat16x3", "bfloat16"] = "float32"
+    """Of `tokenize` on CPUs; the encoder of a bundle stays float32. bfloat16x3 is float32 from products of bfloat16,
+    for Intel's AMX: the same units but where two centroids are equally near. In bfloat16 a few units in a hundred
+    become others (`speechgpt bench encode`)."""
     training: EncoderTrainingSection = EncoderTrainingSection()
 
 

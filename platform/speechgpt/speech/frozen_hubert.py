@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechgpt.speech.audio import FRAME, MIN_SAMPLES
+from speechgpt.speech.split_products import SplitWeight, split
 
 _BLOCK = 50
 """Frames that go through all layers together."""
@@ -21,14 +22,14 @@ _BLOCK = 50
 class FrozenFrontEnd:
     """The convolutions of a transformers HuBERT with their weights as they are now.
 
-    Takes a clip, float32 [samples] (400 or more), and gives [frames, channels] of the type asked for.
+    Takes a clip, float32 [samples] (400 or more), and gives [frames, channels] of the type asked for. split: the
+    products are made as `split_products` says.
     """
 
-    def __init__(self, layers: nn.ModuleList, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, layers: nn.ModuleList, dtype: torch.dtype = torch.float32, split: bool = False) -> None:
         first, *others = layers
-        self._dtype = dtype
         self._first = _FirstLayer(first, dtype)
-        self._others = [_Layer(layer, dtype) for layer in others]
+        self._others = [(_SplitLayer if split else _Layer)(layer, dtype) for layer in others]
 
     def __call__(self, wave: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """moments: mean and variance of each channel after the first convolution, in place of the clip's own."""
@@ -60,15 +61,34 @@ class _Layer:
         self._norm = None if norm is None else _over_channels(norm, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        time, channels = x.shape
-        count = (time - self._kernel) // self._stride + 1
-        row = self._stride * channels
-        y = self._bias.expand(count, -1)
-        for place, part in enumerate(self._parts):
-            y = torch.addmm(y, x.as_strided((count, len(part)), (row, 1), x.storage_offset() + place * row), part)
+        y = self._sums(x, (len(x) - self._kernel) // self._stride + 1)
         if self._norm is not None:
             y = F.layer_norm(y, y.shape[1:], *self._norm)
         return self._activation(y)
+
+    def _sums(self, x: Tensor, count: int) -> Tensor:
+        y = self._bias.expand(count, -1)
+        for place, part in enumerate(self._parts):
+            y = torch.addmm(y, self._rows(x, count, place), part)
+        return y
+
+    def _rows(self, x: Tensor, count: int, place: int) -> Tensor:
+        """What the `place`-th part of the weights is multiplied with, [count, its taps], as it lies in x."""
+        row = self._stride * x.shape[1]
+        return x.as_strided((count, len(self._parts[place])), (row, 1), x.storage_offset() + place * row)
+
+
+class _SplitLayer(_Layer):
+    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__(layer, dtype)
+        self._weights = [SplitWeight(part.T) for part in self._parts]
+
+    def _sums(self, x: Tensor, count: int) -> Tensor:
+        y = self._bias.repeat(count, 1)
+        high, low = split(x)
+        for place, weight in enumerate(self._weights):
+            weight.add_product(y, self._rows(high, count, place), self._rows(low, count, place))
+        return y
 
 
 class _FirstLayer:

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from transformers import HubertConfig, HubertModel
 
+from speechgpt.speech import split_products
 from speechgpt.speech.audio import FRAME, MIN_SAMPLES, SAMPLE_RATE
 from speechgpt.speech.frozen_hubert import FrozenFrontEnd, FrozenPositions
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16x3", "bfloat16"]
 UNIT_CONFIG = "unit_config.json"
 
 
@@ -88,10 +89,15 @@ class HubertFeatures:
     def freeze(self, precision: Precision = "float32") -> None:
         """Keep the weights as they are, and compute on a CPU with less work from here on; `forward` is no longer there.
 
+        bfloat16x3 is float32 whose matrix products are made of bfloat16 ones (`split_products`), which needs Intel AMX.
         In bfloat16 a few units in a hundred become others: measure it on your own (`speechgpt bench encode`).
         """
-        dtype = getattr(torch, precision)
-        self._front_end = FrozenFrontEnd(self.model.feature_extractor.conv_layers, dtype)
+        if precision == "bfloat16x3":
+            if not split_products.available():
+                raise ValueError("precision bfloat16x3: this processor or PyTorch lacks AMX or oneMKL; take float32")
+            split_products.split_linears(self.model)
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        self._front_end = FrozenFrontEnd(self.model.feature_extractor.conv_layers, dtype, precision == "bfloat16x3")
         positions = self.model.encoder.pos_conv_embed
         if getattr(positions, "batch_norm", None) is None:
             self.model.encoder.pos_conv_embed = FrozenPositions(positions)

@@ -7,6 +7,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from speechgpt.training import row_attention
 from speechgpt.training.blocks import Batch
 from speechgpt.training.cross_entropy import token_losses
 
@@ -36,8 +37,11 @@ class Objective(nn.Module):
         """Sum of weight × cross-entropy [nats] over the batch, and the plain sums for text and unit targets."""
         # transformers isolates packed rows only if it sees position_ids but neither a mask nor a cache.
         causal: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        rows: dict[str, Any] = {}
+        if causal.config._attn_implementation == row_attention.NAME:
+            rows["row_lengths"] = row_attention.row_lengths(batch.positions)
         hidden = causal.get_decoder()(
-            input_ids=batch.ids, position_ids=batch.positions, use_cache=False
+            input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **rows
         ).last_hidden_state
         weights = batch.weights[:, 1:]
         wanted = weights > 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from speechgpt.language.config import LanguageSection
 from speechgpt.language.embeddings import centroid_embeddings
@@ -15,7 +15,7 @@ from speechgpt.language.scratch import train_tokenizer
 from speechgpt.language.segments import RELEASED_MARKERS, TAG_MARKERS
 from speechgpt.language.vocabulary import FILE as UNIT_VOCABULARY
 from speechgpt.language.vocabulary import Vocabulary
-from speechgpt.training import abilities, pretrained
+from speechgpt.training import abilities, pretrained, row_attention
 from speechgpt.training.config import LoraSection
 
 if TYPE_CHECKING:
@@ -87,8 +87,11 @@ def load(directory: Path, gradient_checkpointing: bool, int8: bool = False) -> P
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-    # sdpa keeps packed rows apart at any batch size; flash_attention_2 only in batches of one.
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa", **options)
+    # flash_attention_2 would keep packed rows apart only in batches of one.
+    attention = row_attention.implementation(AutoConfig.from_pretrained(directory, local_files_only=True))
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation=attention, **options
+    )
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

@@ -13,6 +13,13 @@ from speechgpt.interop.benches.timing import Taken, operations, peak, profile
 LAYER, CLUSTERS = 11, 1000
 ROUND = 10
 """Clips that each side does in its turn, so that what else the machine does falls on both."""
+_FACTORS: dict[str, str] = {
+    "float32": "float32",
+    "bfloat16x3": "bfloat16",
+    "bfloat16": "bfloat16",
+}
+_PRODUCTS = {"float32": 1, "bfloat16x3": 3, "bfloat16": 1}
+"""What a matrix product is made of, and of how many of them, at each precision."""
 _RECORDINGS = Path(__file__).parents[2] / "recordings"
 
 
@@ -21,7 +28,7 @@ def run(count: int, threads: int, seed: int, folder: Path, advance: Callable[[in
     import torch
 
     from speechgpt.interop import hubert as published
-    from speechgpt.speech import hubert
+    from speechgpt.speech import hubert, split_products
     from speechgpt.speech.encoder import SpeechEncoder
     from speechgpt.speech.units import expand
 
@@ -34,10 +41,10 @@ def run(count: int, threads: int, seed: int, folder: Path, advance: Callable[[in
     codebook = some_codebook(plain, clips, seed)
     codebook.save(folder)
     np.save(folder / "centroids.npy", codebook.centroids.numpy())
-    encoders = {
-        "float32": SpeechEncoder.load(folder, batch_seconds=20),
-        "bfloat16": SpeechEncoder.load(folder, batch_seconds=20, precision="bfloat16"),
-    }
+    precisions: list[hubert.Precision] = ["float32", "bfloat16"]
+    if split_products.available():
+        precisions.insert(1, "bfloat16x3")
+    encoders = {name: SpeechEncoder.load(folder, batch_seconds=20, precision=name) for name in precisions}
     theirs, ours = Taken(), {name: Taken() for name in encoders}
     units: dict[str, list[np.ndarray]] = {name: [] for name in ("fairseq", *encoders)}
     settings = {"checkpoint": str(folder / "hubert.pt"), "centroids": str(folder / "centroids.npy"), "layer": LAYER}
@@ -64,10 +71,11 @@ def run(count: int, threads: int, seed: int, folder: Path, advance: Callable[[in
     seconds = sum(map(len, clips)) / 16_000
     longest = max(clips, key=len)
     work = operations(lambda: encoders["float32"].encode([longest])) / (len(longest) / 16_000)
-    floors = {name: work / peak(getattr(torch, name)) for name in encoders}
-    agreed = agreement(units["fairseq"], units["float32"], plain, codebook, clips)
-    if agreed["differing_where_centroids_are_apart"]:
-        raise BenchError(f"the two sides give different units, so their speeds do not compare: {agreed}")
+    floors = {name: work * _PRODUCTS[name] / peak(getattr(torch, _FACTORS[name])) for name in encoders}
+    agreed = {name: agreement(units["fairseq"], units[name], plain, codebook, clips) for name in encoders}
+    for name in encoders.keys() - {"bfloat16"}:
+        if agreed[name]["differing_where_centroids_are_apart"]:
+            raise BenchError(f"the two sides give different units, so their speeds do not compare: {name} {agreed}")
     return {
         "figure": round(seconds / ours["float32"].processor, 2),
         "unit": "seconds of speech per processor-second, float32",
@@ -80,13 +88,14 @@ def run(count: int, threads: int, seed: int, folder: Path, advance: Callable[[in
             "model": f"HuBERT Base, random weights, layer {LAYER}, {CLUSTERS} centroids; shipped recordings",
             "baseline": "fairseq 0.12.2, extract_features and nearest centroid, one clip at a time",
             "clock": f"processor time, both sides in turn, {ROUND} clips each",
-            "wall_ratio": round(theirs.wall / ours["float32"].wall, 2),
-            "agreement": agreed,
-            "bfloat16": {
-                "figure": round(seconds / ours["bfloat16"].processor, 2),
-                "ratio": round(theirs.processor / ours["bfloat16"].processor, 2),
-                "wall_ratio": round(theirs.wall / ours["bfloat16"].wall, 2),
-                "agreement": agreement(units["fairseq"], units["bfloat16"], plain, codebook, clips),
+            "precisions": {
+                name: {
+                    "figure": round(seconds / ours[name].processor, 2),
+                    "ratio": round(theirs.processor / ours[name].processor, 2),
+                    "wall_ratio": round(theirs.wall / ours[name].wall, 2),
+                    "agreement": agreed[name],
+                }
+                for name in encoders
             },
             "floor": {
                 "operations_a_second_of_speech": work,
