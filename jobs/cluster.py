@@ -101,7 +101,7 @@ def render(
 
 @main.command()
 def account(
-    bucket: Annotated[str, typer.Option(help="Name of the workspace's bucket; made if it is not there.")],
+    bucket: Annotated[str, typer.Option(help="Name of the workspace's bucket; made, or set up anew if it is there.")],
     region: Annotated[str, typer.Option(help="AWS region.")] = "us-west-2",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print bucket, roles and rights as JSON; change nothing.")

@@ -103,7 +103,8 @@ def load(source: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {_explain(e)}" for e in error.errors()]
+        # What concerns several sections has no place of its own, and names its keys itself.
+        lines = [": ".join(filter(None, (".".join(map(str, e["loc"])), _explain(e)))) for e in error.errors()]
         raise RecipeError(f"recipe {source}: " + "; ".join(lines)) from None
 
 

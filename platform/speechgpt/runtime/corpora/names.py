@@ -25,7 +25,7 @@ def is_sound(name: str) -> bool:
 
 
 def split_of(name: str | None) -> str | None:
-    """`train-clean-100` -> `train`; `validation-00000-of-00001.parquet` -> `valid`; None for what names no split."""
+    """`train-clean-100` -> `train`; `validation-0-of-1.parquet` -> `valid`; None for a name that is no split's."""
     found = _SPLIT.match(name.lower()) if name else None
     return found[1] if found else None
 
