@@ -162,14 +162,18 @@ def test_an_address_is_no_sound(http: TestClient, trap: tuple[str, socket.socket
         server.accept()
 
 
-MARKED = st.lists(
-    st.sampled_from(
-        [*RELEASED_MARKERS, *TAG_MARKERS, "<0>", "<31>", "<999>", "<s>", "</s>", "<unk>", "<pad>", " ", "a"]
+MARKED = (
+    st.lists(
+        st.sampled_from(
+            [*RELEASED_MARKERS, *TAG_MARKERS, "<0>", "<31>", "<999>", "<s>", "</s>", "<unk>", "<pad>", " ", "a"]
+        )
+        | st.text(max_size=4),
+        min_size=1,
+        max_size=12,
     )
-    | st.text(max_size=4),
-    min_size=1,
-    max_size=12,
-).map("".join).filter(str.strip)
+    .map("".join)
+    .filter(str.strip)
+)
 
 
 @settings(max_examples=30)
