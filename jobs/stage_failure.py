@@ -1,6 +1,22 @@
-"""Why a stage failed, in words: what its workers raised, not where Ray passed it on."""
+"""Why a training failed, in words: what its workers raised, not where Ray passed it on."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from jobs.shell import JobError
+
+if TYPE_CHECKING:
+    from ray.train import Result
+    from ray.train.torch import TorchTrainer
+
+
+def fitted(trainer: "TorchTrainer", what: str) -> "Result":
+    """What the training gives. Raises JobError saying why `what` failed, when its workers have failed too often."""
+    import ray.train
+
+    try:
+        return trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise JobError(f"{what} failed, and engine.max_failures is spent: {reason(error)}") from error
 
 
 def reason(error: Any) -> str:

@@ -56,6 +56,7 @@ def _distil(context: Context) -> dict[str, Any]:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from jobs import ray_data
+    from jobs.stage_failure import fitted
     from jobs.training_curves import training_curves
     from jobs.training_storage import forget_broken_run
 
@@ -77,7 +78,7 @@ def _distil(context: Context) -> dict[str, Any]:
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             ),
         )
-        result = trainer.fit()
+        result = fitted(trainer, "training the encoder")
     assert result.checkpoint is not None and result.metrics is not None
     with result.checkpoint.as_directory() as folder:
         for file in sorted(Path(folder, "hubert").iterdir()):

@@ -36,7 +36,7 @@ def run(context: Context) -> dict[str, Any]:
     from jobs import ray_data, stage_checkpoints, stage_validation
     from jobs.preemption import detect_hangs
     from jobs.spoken_samples import SpokenSamples
-    from jobs.stage_failure import reason
+    from jobs.stage_failure import fitted
     from jobs.training_curves import training_curves
     from speechgpt.training.engine import multiplies_bf16
 
@@ -85,10 +85,7 @@ def run(context: Context) -> dict[str, Any]:
             # Every node reads the whole stage and picks its blocks by index.
             dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         )
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise JobError(f"stages.{name} failed, and engine.max_failures is spent: {reason(error)}") from error
+        result = fitted(trainer, f"stages.{name}")
     stage_checkpoints.tidy(workspace, checkpoints, stage.keep, context.progress.say)
     figures = {**(result.metrics or {}), **figures, **workspace.read_json(f"checkpoints/{name}/figures.json")}
     figures |= stage_validation.summary(workspace, name) | stage_validation.register(context, name)

@@ -91,6 +91,7 @@ def _train(context: Context) -> dict[str, Any]:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from jobs import ray_data
+    from jobs.stage_failure import fitted
     from jobs.training_curves import training_curves
     from jobs.training_storage import forget_broken_run
 
@@ -100,7 +101,7 @@ def _train(context: Context) -> dict[str, Any]:
     forget_broken_run(workspace, _RUN, context.progress.say)
     on_gpu = section.gpus_per_worker > 0
     with training_curves(context, "text to unit", section.steps) as curves:
-        result = TorchTrainer(
+        trainer = TorchTrainer(
             _worker,
             train_loop_config={"recipe": recipe, "workspace": workspace, "curves": curves},
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
@@ -119,7 +120,8 @@ def _train(context: Context) -> dict[str, Any]:
                 failure_config=ray.train.FailureConfig(max_failures=recipe.engine.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             ),
-        ).fit()
+        )
+        result = fitted(trainer, "training the text-to-unit model")
     assert result.checkpoint is not None and result.metrics is not None
     with result.checkpoint.as_directory() as folder, workspace.stage(MODEL) as directory:
         shutil.copytree(Path(folder, "model"), directory, dirs_exist_ok=True)

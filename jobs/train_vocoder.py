@@ -25,6 +25,7 @@ def run(context: Context) -> dict[str, Any]:
 
     from jobs import ray_data
     from jobs.spoken_samples import log_samples
+    from jobs.stage_failure import fitted
     from jobs.training_curves import training_curves
     from jobs.training_storage import forget_broken_run
 
@@ -52,7 +53,7 @@ def run(context: Context) -> dict[str, Any]:
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             ),
         )
-        result = trainer.fit()
+        result = fitted(trainer, "training the vocoder")
     assert result.checkpoint is not None and result.metrics is not None
     with result.checkpoint.as_directory() as folder:
         for file in sorted(Path(folder, "vocoder").iterdir()):

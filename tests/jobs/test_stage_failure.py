@@ -1,7 +1,9 @@
+import pytest
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from jobs.stage_failure import reason
+from jobs.shell import JobError
+from jobs.stage_failure import fitted, reason
 
 
 def carried(text: str) -> UserExceptionWithTraceback:
@@ -18,3 +20,12 @@ def test_what_a_worker_raised_comes_before_what_its_peers_lost():
 
 def test_a_controllers_failure_is_its_own():
     assert reason(ControllerError(RuntimeError("no room"))) == "no room"
+
+
+def test_a_training_that_fails_for_good_fails_its_job_in_words():
+    class Failing:
+        def fit(self) -> None:
+            raise WorkerGroupError("…", {0: carried("shard-1.pt was not taken")})
+
+    with pytest.raises(JobError, match=r"training the vocoder failed.*OSError: shard-1.pt was not taken \(worker 0\)"):
+        fitted(Failing(), "training the vocoder")  # type: ignore[arg-type]

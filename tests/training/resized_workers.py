@@ -142,7 +142,9 @@ if __name__ == "__main__":
     engine.import_deepspeed()
     tiny_model(tied=False).save_pretrained(directory / "start")
     # All ZeRO stages have the same losses.
-    trained(2, "fixed", STAGE.steps, ["zero-0", "lora-2"])
+    trained(2, "fixed", STAGE.steps, ["zero-2", "lora-2"])
+    trained(2, "resumed", 6, ["zero-2", "lora-2"])
+    trained(2, "resumed", STAGE.steps, ["zero-2", "lora-2"])
     trained(2, "resized", 3, cases)
     trained(1, "resized", 6, cases)
     trained(2, "resized", STAGE.steps, cases)

@@ -2,21 +2,11 @@ import logging
 
 import pytest
 import torch
+from learnt_weights import assert_same, weights
 
 from speechgpt.training.config import EngineSection, LoraSection
 
 LORA = LoraSection(rank=2, alpha=4, dropout=0.3)
-
-
-def weights(engine) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in engine.module.named_parameters()}
-
-
-def assert_same(first, second) -> None:
-    one, other = weights(first), weights(second)
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
 
 
 def test_the_loss_falls_and_is_reported_with_rate_and_speed(trained):

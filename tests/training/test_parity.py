@@ -215,6 +215,8 @@ def test_an_adapter_merged_is_the_adapter_stacked(directory, outcome, label):
     torch.testing.assert_close(alone, told(outcome, label), atol=1e-6, rtol=1e-5)
     assert not torch.allclose(alone, logits(fresh("llama")), atol=1e-3), "the adapter does something"
     assert not (directory / label / "model.safetensors").exists(), "the adapter alone is kept"
+    stored = load_file(directory / label / "adapter_model.safetensors")
+    assert len(stored) == 8 and all("lora_" in name for name in stored), "and nothing of the base in it"
     merged = stacked.merge_and_unload()
     torch.testing.assert_close(logits(merged), alone, atol=1e-5, rtol=0)
     merged.save_pretrained(directory / f"merged {label}")

@@ -107,6 +107,11 @@ def test_batches_hold_every_example_once_an_epoch_and_no_more_tokens_than_asked_
     assert sorted(seen) == list(range(len(lengths)))
 
 
+def test_without_an_example_there_is_an_error_and_no_endless_search():
+    with pytest.raises(ValueError, match="max_position_embeddings"):
+        next(batch_plan([], 60, 1))
+
+
 def test_the_rate_rises_falls_and_ends():
     section = TextToUnitSection(steps=100, warmup=0.1, learning_rate=1.0)
     rates = [rate_at(step, section) for step in range(100)]

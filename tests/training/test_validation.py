@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from learnt_weights import assert_same, weights
 
 from speechgpt.training import blocks, validation
 from speechgpt.training.config import EngineSection, LoraSection, StageSection
@@ -9,16 +10,6 @@ from speechgpt.training.validation import LOSS, Standing, Validation, standing
 
 # Dropout, so that a look which drew a random number would be seen in what is learnt.
 LORA = LoraSection(rank=2, alpha=4, dropout=0.3)
-
-
-def weights(engine) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in engine.module.named_parameters()}
-
-
-def assert_same(first, second) -> None:
-    one, other = weights(first), weights(second)
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
 class Notes:

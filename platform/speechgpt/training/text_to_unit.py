@@ -75,7 +75,12 @@ def examples(maker: TextToUnit, pairs: Sequence[Pair]) -> tuple[list[Example], i
 
 
 def batch_plan(lengths: Sequence[int], tokens: int, seed: int) -> Iterator[list[int]]:
-    """Endless batches of example numbers, each of at most `tokens` targets with padding (or of one example)."""
+    """Endless batches of example numbers, each of at most `tokens` targets with padding (or of one example).
+
+    Raises ValueError where there is no example.
+    """
+    if not lengths:
+        raise ValueError("no pair is short enough for text_to_unit.architecture: raise its max_position_embeddings")
     epoch = 0
     while True:
         draw = np.random.default_rng((seed, epoch))
