@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "sdpa_by_rows"
@@ -56,17 +56,12 @@ def _attention(
     """query, key, value: [blocks, heads, block, head size]; without row_lengths as sdpa itself."""
     if row_lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     blocks = []
     for number, lengths in enumerate(row_lengths):
-        rows = zip(*(one[number].split(lengths, dim=1) for one in (query, key, value)), strict=True)
-        attended = [
-            F.scaled_dot_product_attention(q[None], k[None], v[None], None, dropout, is_causal=True, scale=scaling)
-            for q, k, v in rows
-        ]
-        blocks.append(torch.cat(attended, dim=2))
-    return torch.cat(blocks).transpose(1, 2).contiguous(), None
+        rows = zip(*(one[number : number + 1].split(lengths, dim=2) for one in (query, key, value)), strict=True)
+        attended = [sdpa_attention_forward(module, q, k, v, None, dropout, scaling, **others)[0] for q, k, v in rows]
+        blocks.append(torch.cat(attended, dim=1))
+    return torch.cat(blocks), None
 
 
 AttentionInterface.register(NAME, _attention)
