@@ -183,25 +183,3 @@ class SharedLimits:
             if told := from_serve(error, 1):
                 raise told from error
             raise
-
-
-class OwnLimits:
-    """Limits of this process alone."""
-
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._limits = Limits(clock)
-
-    async def enter(self, key: str, allowance: Allowance, seconds: float) -> Lease | Refusal:
-        return self._limits.enter(key, allowance, seconds)
-
-    async def count(self, key: str, allowance: Allowance) -> Refusal | None:
-        return self._limits.count(key, allowance)
-
-    def charge(self, key: str, audio_seconds: float, tokens: int) -> None:
-        self._limits.charge(key, audio_seconds, tokens)
-
-    def renew(self, key: str, lease: Lease, seconds: float) -> None:
-        self._limits.renew(key, lease, seconds)
-
-    def leave(self, key: str, lease: Lease) -> None:
-        self._limits.leave(key, lease)

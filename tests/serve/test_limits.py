@@ -1,11 +1,14 @@
 """Row 6 of the matrix, where it is counted: rates, quotas and places of a key, against a clock of the test's own."""
 
+import time
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.keys import Allowance
-from serve.limits import DAY, Lease, Limits, Refusal
+from serve.limits import ACTOR, DAY, NAMESPACE, Lease, Limits, Refusal, SharedLimits
 
 NOON = 20_000 * DAY + DAY / 2
 
@@ -106,3 +109,55 @@ def test_a_clock_that_goes_back_takes_nothing() -> None:
     assert limits.count("k", allowance) is None
     clock.now -= 3600
     assert limits.count("k", allowance) is None
+
+
+@pytest.mark.ray
+def test_replicas_count_together(ray_cluster: None) -> None:
+    """Two processes, as two replicas of the gateway: what one has let in, the other refuses."""
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Replica:
+        def __init__(self) -> None:
+            self.limits = SharedLimits()
+
+        async def enter(self, key: str, allowance: Allowance) -> Lease | Refusal:
+            return await self.limits.enter(key, allowance, 60)
+
+        async def charge(self, key: str, tokens: int) -> None:
+            self.limits.charge(key, 0, tokens)
+
+        async def leave(self, key: str, lease: Lease) -> None:
+            self.limits.leave(key, lease)
+
+    replicas = [Replica.remote() for _ in range(2)]  # type: ignore[attr-defined]
+    try:
+        rate = Allowance(requests_per_minute=3)
+        entered = [ray.get(replicas[turn % 2].enter.remote("rate", rate)) for turn in range(5)]
+        assert [isinstance(each, Lease) for each in entered] == [True, True, True, False, False]
+        assert entered[3].limit == "requests_per_minute" and 0 < entered[3].retry_after <= 20
+
+        one = Allowance(concurrent_requests=1)
+        lease = ray.get(replicas[0].enter.remote("places", one))
+        assert ray.get(replicas[1].enter.remote("places", one)) == Refusal("concurrent_requests", 1)
+        ray.get(replicas[0].leave.remote("places", lease))
+        assert isinstance(_until_let_in(replicas[1], "places", one), Lease)
+
+        quota = Allowance(tokens_per_day=10)
+        ray.get(replicas[0].charge.remote("quota", 10))
+        refused = ray.get(replicas[1].enter.remote("quota", quota))
+        assert isinstance(refused, Refusal) and refused.limit == "tokens_per_day"
+    finally:
+        for actor in (*replicas, ray.get_actor(ACTOR, NAMESPACE)):
+            ray.kill(actor)
+
+
+def _until_let_in(replica: Any, key: str, allowance: Allowance) -> Any:
+    """`leave` does not wait, so a place may be free a moment later."""
+    import ray
+
+    for _ in range(50):
+        if isinstance(entered := ray.get(replica.enter.remote(key, allowance)), Lease):
+            return entered
+        time.sleep(0.1)
+    return entered
