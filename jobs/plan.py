@@ -167,6 +167,7 @@ def _stage(plan: "StagePlan") -> dict[str, Any]:
             "activations": plan.footprint.activations,
             "logits": plan.footprint.logits,
             "node_host": plan.host_bytes,
+            "node_disk": plan.disk_bytes,
         },
         "memory_by_setting": plan.grid,
         "deepspeed_model_states": {name: {"gpu": g, "host": h} for name, (g, h) in plan.deepspeed.items()},

@@ -2,6 +2,7 @@ import pytest
 
 from speechgpt.training import memory
 from speechgpt.training.config import EngineSection, StageSection
+from speechgpt.training.cross_entropy import CHUNK_LOGITS
 from speechgpt.training.memory import EstimatorError
 from speechgpt.training.shape import Kept, Products, Shape
 
@@ -58,7 +59,31 @@ def test_checkpointing_gradients_saves_activations_and_nothing_else():
     with_it = memory.footprint(WHOLE, KEPT, engine(gradient_checkpointing=True), STAGE, 8)
     assert without.activations - with_it.activations == 31 * KEPT.layer - 32 * KEPT.inputs
     assert without.peak - with_it.peak == without.activations - with_it.activations
-    assert without.logits == 3 * 1024 * 33_000 * 14
+
+
+def test_logits_are_held_a_chunk_at_a_time():
+    few = STAGE.model_copy(update={"micro_batch": 1})
+    assert memory.footprint(WHOLE, KEPT, engine(), few, 8).logits == 1024 * 33_000 * 14
+    # 101 million of them, of which no more than 67 million are there at once.
+    assert memory.footprint(WHOLE, KEPT, engine(), STAGE, 8).logits == CHUNK_LOGITS * 14
+
+
+def test_nvme_holds_what_the_host_would_and_the_host_what_passes_through():
+    section = engine(zero_stage=3, offload="nvme", nvme_path="/nvme")
+    there, on_host = memory.states(WHOLE, section, 8), memory.states(WHOLE, engine(zero_stage=3, offload="cpu"), 8)
+    assert there.device == on_host.device == 0
+    assert there.disk == (12 + 4 + 2) * P // 8
+    # Gradients in 16 bits, two kinds of buffers, and the weights that DeepSpeed keeps at hand.
+    assert there.host == 2 * P // 8 + 2 * 5 * 10**8 + 2 * P // 8 + 4 * 4 * P // 8
+    more = memory.states(WHOLE._replace(parameters=100 * P, trainable=100 * P), section, 8)
+    assert more.host == 2 * 100 * P // 8 + 2 * (5 * 10**8 + 10**9) + 4 * 4 * 10**9, "buffers do not grow with the model"
+
+
+def test_an_8_bit_base_takes_a_byte_a_weight():
+    eight_bit = 6_500_000_000
+    states = memory.states(ADAPTED._replace(eight_bit=eight_bit), engine(), 1)
+    assert states.weights == 2 * (P - eight_bit) + eight_bit
+    assert states.optimizer == memory.states(ADAPTED, engine(), 1).optimizer
 
 
 def test_a_checkpoint_is_fourteen_bytes_a_parameter_in_sixteen_bits():

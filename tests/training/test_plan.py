@@ -94,3 +94,32 @@ def test_more_machines_are_the_last_resort(sizes):
     assert not made.fits and made.remedy.endswith("2 × card")
     hopeless = plan("base", sizes, engine, STAGE, gpus(1, 2.3), TABLE)
     assert hopeless.remedy == ""
+
+
+def test_what_lies_on_disk_must_fit_there(sizes):
+    engine = EngineSection(
+        workers=1, precision="bf16", zero_stage=3, offload="nvme", nvme_path="/nvme", gradient_checkpointing=True
+    )
+    stage = STAGE.model_copy(update={"micro_batch": 1})
+    made = plan("base", sizes, engine, stage, gpus(1, 14, node_disk_gib=100), TABLE)
+    assert made.fits and made.disk_bytes == 18 * made.shape.parameters
+    assert "zero-3 checkpointing nvme" in made.grid and "zero-2 nvme" not in made.grid
+    small = plan("base", sizes, engine, stage, gpus(1, 14, node_disk_gib=5), TABLE)
+    assert not small.fits and "a node's disk needs" in small.why_not
+
+
+def test_the_disk_is_offered_where_neither_gpu_nor_host_has_room():
+    huge = Sizes(
+        LlamaConfig(
+            vocab_size=32_000,
+            hidden_size=8192,
+            intermediate_size=28_672,
+            num_hidden_layers=80,
+            num_attention_heads=64,
+            tie_word_embeddings=False,
+        )
+    )
+    engine = EngineSection(workers=8, precision="bf16")
+    card = gpus(8, 40, node_memory_gib=1000, node_disk_gib=7000)
+    made = plan("base", huge, engine, STAGE.model_copy(update={"micro_batch": 1}), card, TABLE)
+    assert "engine.offload=nvme" in made.remedy and "card" not in made.remedy

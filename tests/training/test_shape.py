@@ -33,7 +33,7 @@ def test_what_is_counted_on_meta_is_what_a_real_model_has(lora, tied):
 
 @pytest.mark.parametrize("config", [LlamaConfig(**SMALL), Qwen2Config(**SMALL)], ids=["llama", "qwen"])
 def test_layers_keep_alike_and_the_difference_is_one_layer(config):
-    kept = shape.kept(config, None, torch.float32, 2, 16)
+    kept = shape.kept(config, None, torch.float32, 2, 16, masked=True)
     assert kept.inputs == 2 * 16 * 32 * 4
     # More than its inputs and outputs, less than a copy after every operation would be.
     assert 8 * kept.inputs < kept.layer < 60 * kept.inputs
@@ -55,7 +55,23 @@ def test_a_real_forward_pass_keeps_what_was_reckoned():
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden = model.model(torch.zeros(2, 32, dtype=torch.long), use_cache=False).last_hidden_state
-    reckoned = shape.kept(model.config, None, torch.float32, 2, 32)
-    masks = (2 * model.config.num_hidden_layers * 4 + 2) * 32 * 32
+    reckoned = shape.kept(model.config, None, torch.float32, 2, 32, masked=False)
     assert hidden.grad_fn is not None
-    assert sum(storages.values()) == pytest.approx(reckoned.total(3, checkpointing=False) - masks, rel=0.1)
+    assert sum(storages.values()) == pytest.approx(reckoned.total(3, checkpointing=False), rel=0.1)
+
+
+def test_masks_are_kept_once_and_in_each_layer_in_its_precision():
+    config = LlamaConfig(**SMALL)
+    without, masked = (shape.kept(config, None, torch.bfloat16, 2, 16, masked=masked) for masked in (False, True))
+    assert masked.layer - without.layer == 2 * 16 * 16 * 2
+    assert masked.rest - without.rest == 2 * 16 * 16
+    assert masked.inputs == without.inputs
+
+
+def test_an_8_bit_base_is_its_frozen_linear_layers():
+    config = LlamaConfig(**SMALL)
+    assert shape.measure(config, None).eight_bit == shape.measure(config, LoraSection()).eight_bit == 0
+    found = shape.measure(config, LoraSection(base="int8"))
+    # The embeddings, the head and the norms stay as they are, as do the adapters.
+    rest = 2 * 64 * 32 + (2 * 3 + 1) * 32
+    assert found.eight_bit == found.parameters - found.trainable - rest

@@ -9,6 +9,7 @@ from speechgpt.section import Section
 Workers = Annotated[int, Field(ge=1)]
 StageName = Literal["base", "adaptation", "crossmodal", "chain"]
 """`base` gives a from-scratch model its text; the other three are the paper's stages 1, 2 and 3."""
+Offload = Literal["none", "cpu", "nvme"]
 RowKind = Literal["text", "units", "transcribe", "speak", "s2s", "s2t", "t2s", "t2t", "direct"]
 
 
@@ -107,7 +108,7 @@ class EngineSection(Section):
     blocks are those of the most workers, whatever the number that shares them."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    offload: Literal["none", "cpu", "nvme"] = "none"
+    offload: Offload = "none"
     """Where the optimiser's state lies, and under ZeRO-3 the weights, while no layer needs them."""
     nvme_path: str = ""
     """For `offload: nvme` (ZeRO-3): a directory on each node's local disk."""

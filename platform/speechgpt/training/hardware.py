@@ -28,6 +28,8 @@ class KindSection(Section):
     per_node: int = Field(ge=1)
     node_memory_gib: float = Field(gt=0)
     """Of the host that `per_node` of them sit in."""
+    node_disk_gib: float = Field(0, ge=0)
+    """Of its local NVMe disks."""
     device: str = ""
     """A pattern of the name that torch gives it."""
 

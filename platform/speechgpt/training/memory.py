@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from speechgpt.training.config import EngineSection, StageSection
+from speechgpt.training.cross_entropy import CHUNK_LOGITS
 from speechgpt.training.shape import Kept, Shape
 
 BUCKET = 500_000_000
@@ -17,6 +18,12 @@ LIVE = 1_000_000_000
 
 SUB_GROUP = 1_000_000_000
 """Elements: `sub_group_size`, of which ZeRO-3 steps on one after the other."""
+SWAPPED_WEIGHTS = 5 * 100_000_000
+"""Elements: `buffer_count` and `buffer_size` of `offload_param`, through which weights go between NVMe and GPU."""
+WEIGHTS_ON_HOST = 1_000_000_000
+"""Elements: `max_in_cpu` of `offload_param`, weights that stay on the host."""
+SWAPPED_STATES = 4
+"""`buffer_count` of `offload_optimizer`: float32 copies of a sub-group, in which states pass to the step and back."""
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,7 +34,7 @@ def dtype(engine: EngineSection) -> torch.dtype:
 
 
 class States(NamedTuple):
-    """Bytes that one worker holds of the model and its optimiser, on its device and on its host."""
+    """Bytes that one worker holds of the model and its optimiser, on its device, its host and its node's disk."""
 
     weights: int
     optimizer: int
@@ -36,7 +43,8 @@ class States(NamedTuple):
     """As they stand after the backward pass."""
     step_gradients: int
     """The flat copy that the optimiser is handed."""
-    host: int
+    host: int = 0
+    disk: int = 0
 
     @property
     def device(self) -> int:
@@ -52,7 +60,8 @@ class Footprint:
     """Buckets that gradients are reduced in."""
     activations: int
     logits: int
-    """Of the head, with the loss and its gradient in float32, as if every token were a target."""
+    """Of the head, with the loss and its gradient in float32, as if every token were a target; at most a chunk
+    (`cross_entropy.CHUNK_LOGITS`; a GPU with the package liger-kernel needs less)."""
     gathered: int
     """Weights of other ranks, under ZeRO-3."""
     accumulating: bool
@@ -80,38 +89,47 @@ class Footprint:
 def states(shape: Shape, engine: EngineSection, workers: int) -> States:
     """ZeRO's partition of weights, gradients and optimiser states over `workers`.
 
-    In 16-bit training the sum is what DeepSpeed's own estimator gives for ZeRO-2 (2P + 18P/N); for ZeRO-3 it differs
-    from its 18P/N by what gradients take in 16 bits, at most 2P/N.
+    `shape.eight_bit` weights take a byte each. In 16-bit training the sum is what DeepSpeed's own estimator gives for
+    ZeRO-2 (2P + 18P/N); for ZeRO-3 it differs from its 18P/N by what gradients take in 16 bits, at most 2P/N.
     """
     size = dtype(engine).itemsize
     part, learnt, zero = workers, shape.trainable, engine.zero_stage
-    offloaded = engine.offload != "none"
     if zero == 0:
         # torch's own AdamW on the model's parameters, without a copy.
-        return States(size * shape.parameters, 2 * size * learnt, size * learnt, 0, 0)
-    weights = size * shape.parameters // (part if zero == 3 else 1)
+        return States(_weights(shape, size), 2 * size * learnt, size * learnt, 0)
+    weights = _weights(shape, size) // (part if zero == 3 else 1)
     gradients = size * learnt // (part if zero >= 2 else 1)
     optimizer, step = 12 * learnt // part, 4 * learnt // part
     if zero == 3:
         # Group by group.
         step = min(step, 4 * SUB_GROUP)
-    if not offloaded:
-        return States(weights, optimizer, gradients, step, 0)
+    if engine.offload == "none":
+        return States(weights, optimizer, gradients, step)
+    if engine.offload == "nvme":
+        swapped = size * (SWAPPED_WEIGHTS + min(WEIGHTS_ON_HOST, shape.parameters // part))
+        swapped += 4 * SWAPPED_STATES * min(SUB_GROUP, learnt // part)
+        # Gradients in float32 beside what is stepped on.
+        return States(0, 0, 0, 0, gradients + swapped, optimizer + 4 * learnt // part + weights)
     host = optimizer + step + gradients + (weights if zero == 3 else 0)
     return States(0 if zero == 3 else weights, 0, 0, 0, host)
+
+
+def _weights(shape: Shape, size: int) -> int:
+    return size * (shape.parameters - shape.eight_bit) + shape.eight_bit
 
 
 def footprint(shape: Shape, kept: Kept, engine: EngineSection, stage: StageSection, workers: int) -> Footprint:
     """kept: of `stage.micro_batch` blocks of `stage.block` tokens in the engine's precision."""
     precision = dtype(engine)
     tokens = stage.micro_batch * stage.block
-    # Of every logit: its probability and two gradients in float32, and below that precision its own gradient.
+    # Of every logit that is held at once: its probability and two gradients in float32, and below that precision its
+    # own gradient.
     each = 12 if precision is torch.float32 else 12 + precision.itemsize
     return Footprint(
         states=states(shape, engine, workers),
         buffers=_buffers(shape, engine),
         activations=kept.total(shape.layers, engine.gradient_checkpointing),
-        logits=tokens * shape.rows * each,
+        logits=min(tokens * shape.rows, CHUNK_LOGITS) * each,
         gathered=_gathered(shape, engine),
         accumulating=stage.accumulation > 1,
         on_gpu=engine.gpus_per_worker > 0,
@@ -138,8 +156,8 @@ def checkpoint_bytes(shape: Shape, engine: EngineSection) -> int:
     """A checkpoint of all ranks together: the weights, and what ZeRO steps on."""
     size = dtype(engine).itemsize
     if engine.zero_stage == 0:
-        return size * shape.parameters + 2 * size * shape.trainable
-    return size * shape.parameters + 12 * shape.trainable
+        return _weights(shape, size) + 2 * size * shape.trainable
+    return _weights(shape, size) + 12 * shape.trainable
 
 
 def model_bytes(shape: Shape, engine: EngineSection, stage: StageSection) -> int:

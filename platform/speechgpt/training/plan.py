@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig
 
-from speechgpt.training import memory
-from speechgpt.training.config import EngineSection, LoraSection, StageSection
+from speechgpt.training import memory, row_attention
+from speechgpt.training.config import EngineSection, LoraSection, Offload, StageSection
 from speechgpt.training.hardware import GIB, HardwareSection, Machines
 from speechgpt.training.memory import Footprint
 from speechgpt.training.shape import Kept, Shape, kept, measure
@@ -33,9 +33,10 @@ class Sizes:
         return self._shapes[key]
 
     def kept(self, lora: LoraSection | None, engine: EngineSection, micro_batch: int, block: int) -> Kept:
-        key = (repr(lora), engine.precision, block)
+        masked = engine.gpus_per_worker > 0 or not row_attention.fits(self._config)
+        key = (repr(lora), engine.precision, block, masked)
         if key not in self._kept:
-            self._kept[key] = kept(self._config, lora, memory.dtype(engine), 1, block)
+            self._kept[key] = kept(self._config, lora, memory.dtype(engine), 1, block, masked=masked)
         # Everything kept has a batch dimension.
         return Kept(*(micro_batch * part for part in self._kept[key]))
 
@@ -58,6 +59,8 @@ class StagePlan:
     footprint: Footprint
     host_bytes: int
     """Of one node's host."""
+    disk_bytes: int
+    """Of one node's disk under `engine.nvme_path`."""
     fits: bool
     why_not: str
     remedy: str
@@ -95,6 +98,7 @@ def plan(
         setting=setting,
         footprint=footprint,
         host_bytes=_host(shape, setting),
+        disk_bytes=_disk(shape, setting),
         fits=not why_not,
         why_not=why_not,
         remedy=remedy(sizes, setting, table) if why_not else "",
@@ -128,6 +132,9 @@ def problem(sizes: Sizes, setting: Setting, table: HardwareSection) -> str:
     host = _host(sizes.shape(setting.stage.lora), setting)
     if machines.gpu and host > machines.kind.node_memory_gib * GIB:
         return f"a node's host needs {host / GIB:.0f} GiB of its {machines.kind.node_memory_gib:.0f}"
+    disk = _disk(sizes.shape(setting.stage.lora), setting)
+    if disk > machines.kind.node_disk_gib * GIB:
+        return f"a node's disk needs {disk / GIB:.0f} GiB of its {machines.kind.node_disk_gib:.0f}"
     return ""
 
 
@@ -151,7 +158,7 @@ def _changes(setting: Setting) -> Iterator[tuple[list[str], Setting]]:
         [(f"engine.zero_stage={zero}", {"zero_stage": zero}, {}) for zero in range(engine.zero_stage + 1, 4)],
         [] if engine.gradient_checkpointing else [_CHECKPOINTING],
         list(_smaller_batches(stage)),
-        [("engine.offload=cpu", {"offload": "cpu"}, {})] if engine.offload == "none" and engine.gpus_per_worker else [],
+        list(_offloads(engine)),
     ]
     for size in range(len(moves) + 1):
         for groups in itertools.combinations(moves, size):
@@ -162,8 +169,7 @@ def _changes(setting: Setting) -> Iterator[tuple[list[str], Setting]]:
                         engine=changed.engine.model_copy(update=of_engine),
                         stage=changed.stage.model_copy(update=of_stage),
                     )
-                # Offload is ZeRO's.
-                if changed.engine.offload == "none" or changed.engine.zero_stage > 0:
+                if _may_be(changed.engine.offload, changed.engine.zero_stage):
                     yield [words for words, _, _ in chosen], changed
 
 
@@ -181,12 +187,25 @@ def _smaller_batches(stage: StageSection) -> Iterator[Move]:
         size //= 2
 
 
+def _offloads(engine: EngineSection) -> Iterator[Move]:
+    if engine.offload == "none" and engine.gpus_per_worker:
+        yield "engine.offload=cpu", {"offload": "cpu"}, {}
+        yield "engine.offload=nvme engine.nvme_path=DIRECTORY", {"offload": "nvme"}, {}
+
+
+def _may_be(offload: Offload, zero: int) -> bool:
+    return zero >= {"none": 0, "cpu": 1, "nvme": 3}[offload]
+
+
 def _ways(setting: Setting) -> Iterator[tuple[str, Setting]]:
-    for zero, checkpointing, offload in itertools.product((0, 1, 2, 3), (False, True), ("none", "cpu")):
-        if offload == "cpu" and (zero == 0 or not setting.machines.gpu):
+    offloads: tuple[Offload, ...] = ("none", "cpu", "nvme") if setting.machines.gpu else ("none",)
+    for zero, checkpointing, offload in itertools.product((0, 1, 2, 3), (False, True), offloads):
+        # What fits without a disk needs none: on the GPU both offloads leave the same.
+        if not _may_be(offload, zero) or (offload == "nvme" and setting.engine.offload != "nvme"):
             continue
         update = {"zero_stage": zero, "gradient_checkpointing": checkpointing, "offload": offload}
-        words = f"zero-{zero}" + " checkpointing" * checkpointing + " offload" * (offload == "cpu")
+        place = {"none": "", "cpu": " offload", "nvme": " nvme"}[offload]
+        words = f"zero-{zero}" + " checkpointing" * checkpointing + place
         yield words, setting._replace(engine=setting.engine.model_copy(update=update))
 
 
@@ -201,6 +220,11 @@ def _host(shape: Shape, setting: Setting) -> int:
     on_node = min(setting.machines.number, setting.machines.kind.per_node)
     read = 4 * shape.parameters if setting.engine.zero_stage < 3 else 0
     return on_node * max(memory.states(shape, setting.engine, setting.machines.number).host, read)
+
+
+def _disk(shape: Shape, setting: Setting) -> int:
+    on_node = min(setting.machines.number, setting.machines.kind.per_node)
+    return on_node * memory.states(shape, setting.engine, setting.machines.number).disk
 
 
 def _estimates(shape: Shape, setting: Setting) -> Iterator[tuple[str, tuple[int, int]]]:

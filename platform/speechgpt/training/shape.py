@@ -52,6 +52,8 @@ class Shape(NamedTuple):
     rows: int
     """Of the head: the vocabulary with its padding."""
     products: Products
+    eight_bit: int = 0
+    """Of the parameters, those that are held in eight bits: the frozen linear layers under `lora.base: int8`."""
 
 
 class Kept(NamedTuple):
@@ -74,6 +76,7 @@ def measure(config: PretrainedConfig, lora: LoraSection | None) -> Shape:
     model = _on_meta(config, lora, torch.float32)
     parameters = list(model.parameters())
     modules = model.modules()
+    found = products(model)
     return Shape(
         parameters=sum(map(element_count, parameters)),
         trainable=sum(element_count(parameter) for parameter in parameters if parameter.requires_grad),
@@ -81,7 +84,9 @@ def measure(config: PretrainedConfig, lora: LoraSection | None) -> Shape:
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         rows=config.vocab_size,
-        products=products(model),
+        products=found,
+        # bitsandbytes leaves the head as it is.
+        eight_bit=found.body - found.body_trained if lora and lora.base == "int8" else 0,
     )
 
 
@@ -101,14 +106,24 @@ def products(model: "PreTrainedModel | PeftModel | nn.Module") -> Products:
 
 
 def kept(
-    config: PretrainedConfig, lora: LoraSection | None, precision: torch.dtype, micro_batch: int, block: int
+    config: PretrainedConfig,
+    lora: LoraSection | None,
+    precision: torch.dtype,
+    micro_batch: int,
+    block: int,
+    *,
+    masked: bool,
 ) -> Kept:
-    """What a forward pass over [micro_batch, block] tokens keeps, from the difference between one layer and two."""
+    """What a forward pass over [micro_batch, block] tokens keeps, from the difference between one layer and two.
+
+    masked: whether rows are kept apart by a mask, which attention row by row (`row_attention`) does without.
+    """
     one, two = (_kept_by(config, layers, lora, precision, micro_batch, block) for layers in (1, 2))
     size = precision.itemsize
-    # Each layer brings the mask of packed rows to its own precision.
-    layer = two - one + micro_batch * block * block * size
-    return Kept(layer, micro_batch * block * config.hidden_size * size, 2 * one - two + micro_batch * block * block)
+    mask = micro_batch * block * block if masked else 0
+    # Each layer brings it to its own precision.
+    layer = two - one + mask * size
+    return Kept(layer, micro_batch * block * config.hidden_size * size, 2 * one - two + mask)
 
 
 def _kept_by(
