@@ -41,17 +41,17 @@ def small(monkeypatch):
 
 
 def test_all_sides_are_given_the_same_rows(small, tmp_path):
-    drawn, micro, fill = train.prepare(train.Settings(rounds=1, steps=2, accumulation=1, workers=2), 0, tmp_path)
+    drawn, block, fill = train.prepare(train.Settings(rounds=1, steps=2, accumulation=1, workers=2), 0, tmp_path)
     blocks, padded = Blocks(tmp_path / "blocks.arrow"), Rows(tmp_path / "rows.npz")
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert len(padded) == len(drawn.rows)
     # A turn to warm up, one that is measured, one that is profiled.
-    assert len(blocks) == 3 * 2 * micro * 2 and plan["stage"]["steps"] == 6
-    assert blocks.tokens.sum() == pytest.approx(fill * len(blocks) * 512)
-    assert fill > 0.9
+    assert len(blocks) == 3 * 2 * 2 and plan["stage"]["steps"] == 6
+    assert blocks.tokens.sum() == pytest.approx(fill * len(blocks) * block)
+    assert fill > 0.95
     rows_packed = sum(int((positions == 0).sum()) for positions in blocks.read(range(len(blocks))).positions)
     # Padding begins at position 0 like a row.
-    rows_packed -= int((blocks.tokens < 512).sum())
+    rows_packed -= int((blocks.tokens < block).sum())
     assert rows_packed / (6 * 2) == pytest.approx(plan["rows_a_batch"], rel=0.2), (
         "a step of each side sees as many rows"
     )

@@ -2,7 +2,8 @@
 
     torchrun -m speechgpt.benches.bare_deepspeed FOLDER
 
-Of ours there are only the start of the process group and the reader of the blocks.
+Of ours there are only the start of the process group, the reader of the blocks and the attention: what is compared is
+what stands around the model.
 """
 
 import json
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import torch
 from torch import distributed
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from speechgpt.benches.turns import Turns
 from speechgpt.training import engine as zero
+from speechgpt.training import row_attention
 from speechgpt.training.blocks import Blocks
 from speechgpt.training.config import EngineSection, StageSection
 
@@ -35,7 +37,9 @@ def main(folder: Path) -> None:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": sys.maxsize,
     }
-    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    attention = row_attention.implementation(AutoConfig.from_pretrained(folder / "model"))
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, attn_implementation=attention)
+    by_rows = attention == row_attention.NAME
     optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, betas=zero.BETAS, fused=True)
     engine, *_ = zero.import_deepspeed().initialize(model=model, optimizer=optimizer, config=configuration)
     engine.train()
@@ -50,8 +54,13 @@ def main(folder: Path) -> None:
         losses, tokens = [], 0
         for _ in range(stage.log_every * stage.accumulation):
             mine = slice(place + rank * stage.micro_batch, place + (rank + 1) * stage.micro_batch)
+            rows = {"row_lengths": row_attention.row_lengths(data.positions[mine])} if by_rows else {}
             loss = engine(
-                input_ids=data.ids[mine], position_ids=data.positions[mine], labels=labels[mine], use_cache=False
+                input_ids=data.ids[mine],
+                position_ids=data.positions[mine],
+                labels=labels[mine],
+                use_cache=False,
+                **rows,
             ).loss
             engine.backward(loss)
             engine.step()

@@ -59,7 +59,7 @@ def _measure(
     import torch
 
     torch.set_num_threads(threads)
-    rows, micro, fill = prepare(settings, seed, folder)
+    rows, block, fill = prepare(settings, seed, folder)
     parameters, work = size_and_work(folder, rows.block)
     taken, tokens, places = {side: Taken() for side in SIDES}, dict.fromkeys(SIDES, 0), 0
     losses: dict[str, list[float]] = {side: [] for side in SIDES[:2]}
@@ -100,7 +100,7 @@ def _measure(
             "rows": f"{settings.rows}: {len(rows.rows)}, {mean_length(rows):.0f} tokens on average, {rows.cut} cut at "
             f"{rows.block}",
             "model": f"LLaMA of {parameters} parameters, random weights",
-            "baseline": f"bare DeepSpeed on the same blocks ({micro} of {rows.block} tokens a micro-batch)",
+            "baseline": f"bare DeepSpeed on the same blocks (one of {block} tokens a micro-batch), attention by rows",
             "clock": f"processor time, the sides in turn, {settings.rounds} turns of {settings.steps} steps each",
             "wall_ratio": round(wall["our_loop"] / wall["bare_deepspeed"], 3),
             "first_losses_apart": round(apart, 6),
@@ -123,7 +123,7 @@ def _measure(
 
 
 def prepare(settings: Settings, seed: int, folder: Path) -> tuple[Rows, int, float]:
-    """Write the model, the rows, the blocks made of them and the plan; rows, blocks a micro-batch and their fill."""
+    """Write the model, the rows, the blocks made of them and the plan; rows, tokens of a block and the blocks' fill."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -137,14 +137,13 @@ def prepare(settings: Settings, seed: int, folder: Path) -> tuple[Rows, int, flo
     steps = (settings.rounds + 2) * settings.steps
     micro_batches = steps * settings.accumulation * settings.workers
     rows = draw(settings.rows, 64 + micro_batches * 16, SHAPE["vocab_size"], seed)
-    micro = blocks_a_batch(rows)
+    block = block_of_a_batch(rows)
     order = (number % len(rows.rows) for number in counting())
-    planned = packing.plan(order, [len(ids) for ids, _ in rows.rows], rows.block)
+    planned = packing.plan(order, [len(ids) for ids, _ in rows.rows], block)
     packed = [
-        packing.pack([rows.rows[number] for number in next(planned)], rows.block, pad_id=0)
-        for _ in range(micro_batches * micro)
+        packing.pack([rows.rows[number] for number in next(planned)], block, pad_id=0) for _ in range(micro_batches)
     ]
-    blocks.write(folder / "blocks.arrow", [blocks.table(range(len(packed)), packed)], rows.block)
+    blocks.write(folder / "blocks.arrow", [blocks.table(range(len(packed)), packed)], block)
     np.savez(
         folder / "rows.npz",
         ids=np.concatenate([ids for ids, _ in rows.rows]),
@@ -154,8 +153,8 @@ def prepare(settings: Settings, seed: int, folder: Path) -> tuple[Rows, int, flo
     stage = {
         "mixture": {"transcribe": 1},
         "steps": steps,
-        "block": rows.block,
-        "micro_batch": micro,
+        "block": block,
+        "micro_batch": 1,
         "accumulation": settings.accumulation,
         "learning_rate": 1e-4,
         "schedule": "constant",
@@ -171,12 +170,13 @@ def prepare(settings: Settings, seed: int, folder: Path) -> tuple[Rows, int, flo
         "rows_a_batch": rows.batch,
     }
     (folder / "plan.json").write_text(json.dumps(plan))
-    return rows, micro, sum(block.tokens for block in packed) / (len(packed) * rows.block)
+    return rows, block, sum(each.tokens for each in packed) / (len(packed) * block)
 
 
-def blocks_a_batch(rows: Rows) -> int:
-    """Blocks that hold about as many rows as the authors' script has in a batch: steps of both sides see as much."""
-    return max(1, round(rows.batch * mean_length(rows) / rows.block))
+def block_of_a_batch(rows: Rows) -> int:
+    """Tokens of a block that holds about as many rows as the authors' script has in a batch: steps of both sides see as
+    much. One long block fills better than several short ones, and attention by rows does not mind its length."""
+    return rows.block * max(1, round(rows.batch * mean_length(rows) / rows.block))
 
 
 def mean_length(rows: Rows) -> float:
