@@ -173,14 +173,15 @@ def _blocks(context: Context, start: str) -> tuple["ray.data.Dataset", str, dict
     )
     table = pa.concat_tables(ray.get(tokenised.to_arrow_refs())).sort_by("id").combine_chunks()
     lengths = pc.list_value_length(table["ids"]).to_numpy()
-    table = table.filter(pa.array(lengths <= stage.block))
-    left_out = int((lengths > stage.block).sum())
+    longest, limit = _longest_row(workspace, start, name, stage.block)
+    table = table.filter(pa.array(lengths <= longest))
+    left_out = int((lengths > longest).sum())
     if left_out:
         context.progress.say(
-            f"{name}: {left_out} of {len(lengths)} rows are longer than a block of {stage.block} tokens and are left "
-            f"out (the longest has {lengths.max()}): raise stages.{name}.block to take them in"
+            f"{name}: {left_out} of {len(lengths)} rows are longer than {longest} tokens and are left out (the longest "
+            f"has {lengths.max()}): raise {limit} to take them in"
         )
-    lengths = lengths[lengths <= stage.block]
+    lengths = lengths[lengths <= longest]
     try:
         draws = mixture.draw(table["kind"].to_pylist(), table["category"].to_pylist(), stage.mixture, recipe.seed)
         planned = packing.plan(draws, lengths.tolist(), stage.block)
@@ -225,6 +226,17 @@ def _blocks(context: Context, start: str) -> tuple["ray.data.Dataset", str, dict
         "block_fill": packed / (count * stage.block),
     }
     return blocks, digest.hexdigest(), figures
+
+
+def _longest_row(workspace: "Workspace", start: str, name: str, block: int) -> tuple[int, str]:
+    """Tokens of the longest row that is taken, and the recipe's key that says so.
+
+    A block may be longer than the model's context, a row may not: it would teach positions that nobody serves.
+    """
+    context = workspace.read_json(f"{start}/config.json").get("max_position_embeddings") or block
+    if context < block:
+        return context, "language.architecture.max_position_embeddings"
+    return block, f"stages.{name}.block"
 
 
 def _tokenise(rows: "pa.Table", workspace: "Workspace", start: str, loss_on: Any, unit_weight: float) -> "pa.Table":

@@ -160,3 +160,17 @@ def test_the_shipped_model_is_trained_on_only_with_the_units_that_it_knows(tmp_p
     train_language._copy_shipped(workspace, tmp_path)
     weights = (shipped / "language" / "model.safetensors").read_bytes()
     assert (tmp_path / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({"max_position_embeddings": 1024}, (512, "stages.base.block")),
+        ({"max_position_embeddings": 256}, (256, "language.architecture.max_position_embeddings")),
+        ({}, (512, "stages.base.block")),
+    ],
+)
+def test_no_row_is_longer_than_the_model_s_context(tmp_path: Path, config: dict, longest: tuple[int, str]) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.write_json("models/start/config.json", config)
+    assert train_language._longest_row(workspace, "models/start", "base", 512) == longest
