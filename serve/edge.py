@@ -1,7 +1,11 @@
 """What stands before Ray's own HTTP proxy: it obeys headers, holds bodies and words errors before the gateway does."""
 
+import asyncio
+import contextlib
 import os
 import re
+import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -20,6 +24,10 @@ _OVERRIDES = (
     "serve-multiplexed-model-id",
     "x-session-id",
 )
+_NO_DEADLINE = (b"x-request-timeout-seconds", b"0")
+"""Tells the proxy that a session ends when the gateway says so."""
+_SESSION_BYTES_A_SECOND = 2 * 1024 * 1024
+"""Thirty times what speech in base64 takes; whoever sends faster waits."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -46,7 +54,7 @@ class Edge:
             await refusal.response()(scope, receive, send)
             return
         if scope["type"] == "websocket":
-            await self.app(scope, receive, send)
+            await self._session(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "0")
         if not declared.isdigit() or int(declared) > self.max_bytes:
@@ -79,6 +87,71 @@ class Edge:
                 await send(message)
 
         await self.app(scope, counted, reworded)
+
+    async def _session(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A WebSocket: the proxy would end it as it ends a request, after a time; would answer it as a request before
+        it is open; would close it, as if all were well, when the gateway's replica is lost; and holds all that a client
+        sends until the replica takes it."""
+        scope = {**scope, "headers": [*scope["headers"], _NO_DEADLINE]}
+        state = "asked"
+        pace = Pace(_SESSION_BYTES_A_SECOND, self.max_bytes)
+
+        async def paced() -> Message:
+            nonlocal state
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                state = "over"
+            await asyncio.sleep(pace.wait(len(message.get("bytes") or message.get("text") or "")))
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal state
+            match message["type"]:
+                case "http.response.start":
+                    if state == "asked":
+                        state = "over"
+                        retry_after = Headers(raw=message["headers"]).get("retry-after")
+                        await _refuse(from_proxy(message["status"], retry_after), scope, receive, send)
+                    return
+                case "http.response.body":
+                    return
+                case "websocket.accept":
+                    state = "open"
+                case "websocket.close" | "websocket.http.response.start":
+                    state = "over"
+            await send(message)
+
+        await self.app(scope, paced, watched)
+        if state == "open":
+            reason = "a part of the service was lost; connect again"
+            # The client may be gone, and nobody have noticed.
+            with contextlib.suppress(RuntimeError, OSError):
+                await send({"type": "websocket.close", "code": 1012, "reason": reason})
+        elif state == "asked":
+            await _refuse(from_proxy(503, None), scope, receive, send)
+
+
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    with contextlib.suppress(RuntimeError, OSError):
+        if "websocket.http.response" in scope.get("extensions", {}):
+            await error.response()(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1013, "reason": error.message})
+
+
+class Pace:
+    """A bucket that lets `burst` bytes through at once and `rate` bytes a second for ever."""
+
+    def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._burst, self._clock = rate, burst, clock
+        self._level, self._at = float(burst), clock()
+
+    def wait(self, size: int) -> float:
+        """Seconds to wait after so many bytes more."""
+        now = self._clock()
+        self._level = min(self._burst, self._level + (now - self._at) * self._rate) - size
+        self._at = now
+        return max(0.0, -self._level / self._rate)
 
 
 def _harmless(name: bytes, value: bytes) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from starlette.exceptions import HTTPException
@@ -125,17 +126,19 @@ _CODES = {
     "extra_forbidden": "unknown_parameter",
     "json_invalid": "invalid_json",
     "union_tag_invalid": "unsupported_value",
+    "unsupported_value": "unsupported_value",
 }
 
 
-def from_validation(error: RequestValidationError) -> ApiError:
-    """The first thing wrong with a request, its parameter named as a path (`messages.0.content`)."""
+def from_validation(error: RequestValidationError | ValidationError, within: str = "") -> ApiError:
+    """The first thing wrong with a request, its parameter named as a path (`messages.0.content`). within: of what the
+    validated is a part (`session`)."""
     first = error.errors()[0]
     kind, context = first["type"], first.get("ctx", {})
     code = context.get("code") or _CODES.get(kind, "invalid_value")
     if kind == "json_invalid":
         return ApiError(400, "The request's body is not valid JSON.", code=code)
-    param = context.get("param") or _path(first["loc"])
+    param = _path((*([within] if within else []), *first["loc"], *([context["param"]] if "param" in context else [])))
     message = first["msg"]
     if kind == "missing":
         message = "is required"

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from serve import wire
@@ -34,6 +35,9 @@ from serve.metrics import collect, exporters
 from serve.pipeline import Pipeline, ServedPipeline
 from serve.prompting import Reply
 from serve.readiness import Readiness
+from serve.realtime.meters import Meters
+from serve.realtime.places import Places, told_to_stop
+from serve.realtime.route import add_route
 from serve.service import LANGUAGE, PCM_RATE, ChatAnswer, Served, Service, WrittenSpeech
 from serve.subtitles import srt, vtt
 from speechgpt.language.config import GenerationSection
@@ -80,6 +84,7 @@ class Gateway:
         if encoder and language and vocoder:
             self._own = ServedPipeline(encoder, language, vocoder, serving.retry_after_seconds)
         self._memory = SharedMemory(serving.memory_seconds, serving.memory_answers)
+        self._places = _places(serving, told_to_stop)
 
     def reconfigure(self, target: Target) -> None:
         pipeline = self._own or ServedPipeline.of(target["application"], self._serving.retry_after_seconds)
@@ -89,7 +94,9 @@ class Gateway:
         self._readiness = Readiness({own, target["application"] or own})
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(lambda: self._service, lambda: self._readiness.missing(), self._serving, self._access)
+        return create_app(
+            lambda: self._service, lambda: self._readiness.missing(), self._serving, self._access, self._places
+        )
 
 
 def create_app(
@@ -97,16 +104,19 @@ def create_app(
     missing: Callable[[], list[str]],
     serving: ServingSection,
     access: Access | None,
+    places: Places | None = None,
 ) -> FastAPI:
     """service: the current one; asked for at each request, because a promotion changes it. missing: deployments that
-    are not ready. access: None lets everybody in."""
+    are not ready. access: None lets everybody in. places: for sessions; None makes a replica's that is never told to
+    stop."""
     app = FastAPI(title="SpeechGPT", docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit, max_bytes=serving.max_body_bytes)
+    largest = serving.realtime.max_message_bytes
+    app.add_middleware(BodyLimit, max_bytes=serving.max_body_bytes, max_message_bytes=largest)
     if access:
         lease = serving.request_timeout_seconds
         app.add_middleware(ApiKey, keys=access.keys, limits=access.limits, lease_seconds=lease)
     app.add_middleware(Guard, bundle=lambda: service().served.digest, deadline_seconds=serving.request_timeout_seconds)
-    app.add_exception_handler(ApiError, lambda _, error: error.response())
+    app.add_exception_handler(ApiError, _told)
     app.add_exception_handler(RequestValidationError, lambda _, error: from_validation(error).response())
     app.add_exception_handler(HTTPException, lambda _, error: from_http(error).response())
     page = resources.files("serve").joinpath("web", "index.html").read_text("utf-8")
@@ -183,7 +193,20 @@ def create_app(
             return _stream(transcript_events(transcript.text, transcript.usage.model_dump()))
         return _transcription(written, form.response_format)
 
+    add_route(app, service, serving, places or _places(serving, lambda: False))
     return app
+
+
+def _places(serving: ServingSection, going_away: Callable[[], bool]) -> Places:
+    return Places(serving.realtime.max_sessions, serving.retry_after_seconds, Meters(), going_away)
+
+
+def _told(connection: HTTPConnection, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    if connection.scope["type"] == "websocket":
+        # `Guard` knows how a session is refused; the framework would leave it without an answer.
+        raise error
+    return error.response()
 
 
 def _model(served: Served) -> wire.Model:

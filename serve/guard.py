@@ -170,11 +170,14 @@ def _token(headers: Headers) -> str:
 
 class BodyLimit:
     """ASGI middleware. Refuses a body above `max_bytes`, by its Content-Length or, in chunks, as it passes; a
-    compressed one, whose length says nothing; and closes a WebSocket that sends a message above it, with code 1009."""
+    compressed one, whose length says nothing; and closes a WebSocket that sends a message above it, with code 1009.
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    max_message_bytes: of a WebSocket, where it is another."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, max_message_bytes: int | None = None) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.max_message_bytes = max_message_bytes or max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -217,10 +220,11 @@ class BodyLimit:
             nonlocal closed
             message = await receive()
             size = len(message.get("bytes") or b"") or len(message.get("text") or "")
-            if size <= self.max_bytes:
+            if size <= self.max_message_bytes:
                 return message
             closed = True
-            await send({"type": "websocket.close", "code": 1009, "reason": f"a message above {self.max_bytes} bytes"})
+            reason = f"a message above {self.max_message_bytes} bytes"
+            await send({"type": "websocket.close", "code": 1009, "reason": reason})
             return {"type": "websocket.disconnect", "code": 1009}
 
         async def until_closed(message: Message) -> None:

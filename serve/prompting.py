@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -30,11 +30,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Ask:
-    """A dialogue whose last turn is to be answered; earlier turns have their text."""
+    """A dialogue whose last turn is to be answered; earlier turns have their text.
+
+    forgetful: where it leaves too little room for an answer, its oldest exchanges are left out.
+    """
 
     dialogue: "tuple[Turn, ...]"
     form: ReplyForm
     sampling: Sampling
+    forgetful: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,14 @@ Task = Ask | Dictate | Read | Typed
 
 @dataclass(frozen=True)
 class Prompt:
-    """A task that fits the model. The counts are tokens; units are tokens, too."""
+    """A task that fits the model. The counts are tokens; units are tokens, too. forgotten: exchanges left out."""
 
     ids: tuple[int, ...]
     kind: "Kind"
     sampling: Sampling
     text_tokens: int
     audio_tokens: int
+    forgotten: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,8 @@ class TooLong:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer (see `speechgpt.language.answers.Answer`), and what it cost in tokens."""
+    """An answer (see `speechgpt.language.answers.Answer`), and what it cost in tokens. forgotten: exchanges of the
+    dialogue for which there was no room."""
 
     transcript: str | None
     text: str | None
@@ -99,6 +105,7 @@ class Reply:
     prompt_audio_tokens: int
     text_tokens: int
     audio_tokens: int
+    forgotten: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -202,9 +209,24 @@ class Prompter:
             prompt.audio_tokens,
             text_tokens=len(count(answer.transcript or "")) + len(count(answer.text or "")),
             audio_tokens=len(answer.units or []),
+            forgotten=prompt.forgotten,
         )
 
     def prompt(self, task: Task) -> Prompt | TooLong:
+        prompt = self._prompt(task)
+        if not isinstance(task, Ask) or not task.forgetful:
+            return prompt
+        # Half of a context that is smaller than what may be answered is still a conversation.
+        room = min(task.sampling.generation.max_new_tokens, self._model.context // 2)
+        dialogue = task.dialogue
+        while len(dialogue) > 2 and (isinstance(prompt, TooLong) or len(prompt.ids) + room > self._model.context):
+            dialogue = dialogue[2:]
+            prompt = self._prompt(replace(task, dialogue=dialogue))
+        if isinstance(prompt, TooLong):
+            return prompt
+        return replace(prompt, forgotten=(len(task.dialogue) - len(dialogue)) // 2)
+
+    def _prompt(self, task: Task) -> Prompt | TooLong:
         from speechgpt.language import console
         from speechgpt.language.prompts import kind_of
 
@@ -212,7 +234,7 @@ class Prompter:
         segments: list[Segment]
         kind: Kind
         match task:
-            case Ask(dialogue, form, sampling):
+            case Ask(dialogue, form, sampling, _):
                 segments, kind = prompts.dialogue(dialogue, form), kind_of(dialogue[-1], form)
             case Dictate(units, sampling):
                 segments, kind = prompts.transcription(units), "transcribe"

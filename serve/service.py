@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -152,6 +152,22 @@ class Service:
         pieces = await self._task(self._pipeline.voice(task, manner), "messages")
         return LiveAnswer(audio_id, self._remembered(pieces, audio_id, dialogue))
 
+    async def answer_live(
+        self, dialogue: "Sequence[Turn]", manner: Manner | None, most: int | None, *, forgetful: bool
+    ) -> AsyncGenerator[LivePiece, None]:
+        """One answer of a session, which counts as a request of its key; spoken in `manner`, or written. Returns with
+        its first piece. most: tokens. Raises ApiError."""
+        await visits.current().turn()
+        tokens = self._generation.max_new_tokens
+        generation = self._generation.model_copy(update={"max_new_tokens": min(most or tokens, tokens)})
+        task = Ask(tuple(dialogue), "chain" if manner else "text", Sampling(generation), forgetful)
+        return await self._task(self._pipeline.voice(task, manner) if manner else self._pipeline.unfold(task), "input")
+
+    async def say_live(self, text: str, manner: Manner) -> AsyncGenerator[LivePiece, None]:
+        """Words of the service's own in a session, spoken; otherwise as `answer_live`."""
+        await visits.current().turn()
+        return await self._task(self._pipeline.voice(Read(text, Sampling(self._generation)), manner), "input")
+
     async def _remembered(
         self, pieces: AsyncGenerator[LivePiece, None], audio_id: str, dialogue: "list[Turn]"
     ) -> AsyncGenerator[LivePiece, None]:
@@ -222,8 +238,12 @@ class Service:
         return heard
 
     async def write_down(self, heard: Heard, param: str) -> str:
+        return (await self.dictate(heard, param)).text or ""
+
+    async def dictate(self, heard: Heard, param: str) -> Reply:
+        """The words of what was heard, as `text`."""
         greedy = self._generation.model_copy(update={"temperature": 0.0})
-        return (await self._reply(Dictate(heard.units, Sampling(greedy)), param)).text or ""
+        return await self._reply(Dictate(heard.units, Sampling(greedy)), param)
 
     async def recall(self, audio_id: str) -> Exchange | None:
         return await self._memory.recall(audio_id)

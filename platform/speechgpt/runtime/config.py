@@ -88,6 +88,27 @@ class DeploymentSection(Section):
         return self
 
 
+class RealtimeSection(Section):
+    """Sessions of `/v1/realtime`."""
+
+    max_sessions: int = Field(16, ge=0)
+    """In one gateway replica; whoever comes then is refused with 503 before the session opens. Each counts as one of
+    `gateway.max_ongoing_requests`. 0 takes none."""
+    idle_seconds: float = Field(300, gt=0)
+    """A session whose client sends nothing for so long, while nothing is answered, is closed."""
+    max_session_seconds: float = Field(3600, gt=0)
+    max_message_bytes: int = Field(15 * 1024 * 1024, ge=1024, le=15 * 1024 * 1024)
+    """A larger message closes the session with code 1009. The server in front takes no more than 16 MiB."""
+    max_buffered_seconds: float = Field(0, ge=0)
+    """Sound in the input buffer, and so the longest turn; 0 takes `serving.max_audio_seconds`."""
+    max_kept_seconds: float = Field(120, ge=0)
+    """Sound of items that `conversation.item.retrieve` gives back; the oldest is dropped, its words are not."""
+    max_items: int = Field(512, ge=4)
+    """Beyond them the oldest items are deleted."""
+    idle_prompt: str = Field("are you still there", min_length=1)
+    """What is said when `idle_timeout_ms` has passed."""
+
+
 class ServingSection(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
@@ -110,6 +131,7 @@ class ServingSection(Section):
     """How long a spoken answer can be referred to by its `audio.id`."""
     memory_answers: int = Field(10_000, ge=1)
     """Spoken answers remembered at once; beyond them the oldest are forgotten."""
+    realtime: RealtimeSection = RealtimeSection()
     gateway: DeploymentSection = DeploymentSection(cpus=0.2, max_ongoing_requests=64, target_ongoing_requests=16)
     encoder: DeploymentSection = DeploymentSection(cpus=0.4)
     language: DeploymentSection = DeploymentSection(cpus=0.8)
@@ -126,6 +148,14 @@ class ServingSection(Section):
     def _somebody_is_trusted(self) -> "ServingSection":
         if self.require_signature and not self.trusted_signers:
             raise ValueError("require_signature without trusted_signers: no bundle could be served")
+        return self
+
+    @model_validator(mode="after")
+    def _sessions_fit(self) -> "ServingSection":
+        if self.realtime.max_buffered_seconds > self.max_audio_seconds:
+            raise ValueError("realtime.max_buffered_seconds above max_audio_seconds: such a turn would be refused")
+        if self.realtime.max_sessions > self.gateway.max_ongoing_requests:
+            raise ValueError("realtime.max_sessions above gateway.max_ongoing_requests: they would wait at the door")
         return self
 
 
