@@ -2,10 +2,13 @@
 
 `publish` writes `bundles/NAME` (NAME is the recipe's) and registers it in MLflow. `promote` lets an alias name that
 version; inside the pipeline it runs after `evaluate`, so that nothing is served under `champion` that was not measured.
+As a command it also takes a running service over to the bundle, and the alias moves once that serves.
 """
 
 import shutil
 import tempfile
+from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +27,8 @@ from jobs.shell import (
     verb,
 )
 from speechgpt.recipe import Recipe, load
-from speechgpt.runtime.tracking import Tracking, revision
+from speechgpt.runtime.progress import Progress
+from speechgpt.runtime.tracking import Tracking, pin, revision, store_of
 from speechgpt.runtime.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -135,15 +139,7 @@ def _reads(recipe: Recipe, _argument: str | None) -> tuple[str, ...]:
 
 def promote(recipe: Recipe, workspace: Workspace, alias: str) -> dict[str, Any]:
     """Let `alias` name the registered version of the workspace's bundle. Raises JobError if there is none."""
-    if not workspace.exists(bundle_path(recipe)):
-        raise JobError(f"{workspace.path(bundle_path(recipe))} is missing: run publish first")
-    digest = workspace.read_json(f"{bundle_path(recipe)}/bundle.json")["digest"]
-    tracking = Tracking.open(recipe.tracking, workspace, recipe.name)
-    version = tracking.version_of(digest)
-    if version is None:
-        raise JobError(
-            f"no version of {tracking.model} has the digest of {workspace.path(bundle_path(recipe))}: run publish first"
-        )
+    tracking, version, digest = _version(recipe, workspace)
     tracking.promote(alias, version)
     return {
         "model": f"models:/{tracking.model}@{alias}",
@@ -153,23 +149,118 @@ def promote(recipe: Recipe, workspace: Workspace, alias: str) -> dict[str, Any]:
     }
 
 
+def _version(recipe: Recipe, workspace: Workspace) -> tuple[Tracking, str, str]:
+    """(where it is registered, version, digest) of the workspace's bundle. Raises JobError if there is none."""
+    if not workspace.exists(bundle_path(recipe)):
+        raise JobError(f"{workspace.path(bundle_path(recipe))} is missing: run publish first")
+    digest = workspace.read_json(f"{bundle_path(recipe)}/bundle.json")["digest"]
+    tracking = Tracking.open(recipe.tracking, workspace, recipe.name)
+    version = tracking.version_of(digest)
+    if version is None:
+        raise JobError(
+            f"no version of {tracking.model} has the digest of {workspace.path(bundle_path(recipe))}: run publish first"
+        )
+    return tracking, version, digest
+
+
 def _run_promote(context: Context) -> dict[str, Any]:
     promoted = promote(context.recipe, context.workspace, CHAMPION)
     context.workspace.write_json("bundles/promoted.json", promoted)
     return {"figures": promoted, "outputs": ["bundles/promoted.json"]}
 
 
+@dataclass(frozen=True)
+class RegistryAlias:
+    """An alias of a registered model, by the digests of what it names. Without a registry nothing is named."""
+
+    tracking: Tracking | None
+    alias: str
+
+    def move(self, digest: str) -> None:
+        if self.tracking and (version := self.tracking.version_of(digest)):
+            self.tracking.promote(self.alias, version)
+
+    def leave(self, new: str, old: str) -> None:
+        if self.tracking is None or (version := self.tracking.version_of(new)) is None:
+            return
+        if self.tracking.version_named(self.alias) == version:
+            self.move(old)
+
+
 def promote_command(
+    bundle: Annotated[
+        str, typer.Argument(help="As `serve` takes it: s3://…, models:/name/version …", show_default="the workspace's")
+    ] = "",
     recipe: RecipeOption = "nano",
     workspace: WorkspaceOption = "",
     alias: Annotated[str, typer.Option(help="Alias of the registered model, as in models:/name@alias.")] = CHAMPION,
+    address: Annotated[
+        str,
+        typer.Option(envvar="RAY_ADDRESS", help="Ray cluster (host:port, auto) whose service goes over to the bundle."),
+    ] = "",
+    canary: Annotated[float, typer.Option(min=0.001, max=1, help="Share of the requests that try it first.")] = 0.1,
+    watch_seconds: Annotated[float, typer.Option(min=1, help="How long it is tried so, and then with all.")] = 60.0,
+    requests: Annotated[int, typer.Option(min=0, help="How many requests must have tried it by then.")] = 20,
+    patience_seconds: Annotated[float, typer.Option(min=1, help="How long these are waited for.")] = 600.0,
+    slower: Annotated[float, typer.Option(min=1, help="How many times as late its first sound may come.")] = 1.5,
+    deploy_seconds: Annotated[float, typer.Option(min=1, help="How long it may take to come up.")] = 900.0,
+    abort: Annotated[bool, typer.Option("--abort", help="Take back what a promotion that was killed left.")] = False,
+    state: Annotated[bool, typer.Option("--state", help="Say which bundle serves and which is on trial.")] = False,
     set: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Let an alias name the workspace's bundle, for `serve models:/name@alias`."""
+    """Let an alias name a bundle, and a running service go over to it: beside the old one, then a share, then all."""
     with verb(json) as answer:
         resolved = load(recipe, tuple(set or ()))
-        answer({"figures": promote(resolved, Workspace(workspace or f"runs/{resolved.name}"), alias)})
+        place = Workspace(workspace or f"runs/{resolved.name}")
+        if not address:
+            if bundle or abort or state:
+                raise JobError("which service? Name its Ray cluster by --address or RAY_ADDRESS")
+            answer({"figures": promote(resolved, place, alias)})
+            return
+        service = _service()
+        service.join(address)
+        if not service.has_service() and not (bundle or abort or state):
+            # A cluster that only trains.
+            answer({"figures": promote(resolved, place, alias)})
+            return
+        if state:
+            answer({"figures": service.state()})
+            return
+        progress = Progress(silent=json)
+        if abort and not (bundle or workspace):
+            answer({"figures": service.abort(RegistryAlias(None, alias), progress.say)})
+            return
+        tracking, found = _registered(bundle, resolved, place)
+        named = RegistryAlias(tracking, alias)
+        if abort:
+            answer({"figures": service.abort(named, progress.say)})
+            return
+        terms = service.Terms(canary, watch_seconds, requests, patience_seconds, slower=slower)
+        uri = tracking.uri if tracking else resolved.tracking.uri
+        answer({"figures": service.roll_out(found, uri, named, terms, deploy_seconds, progress.say)})
+
+
+def _registered(bundle: str, recipe: Recipe, workspace: Workspace) -> tuple[Tracking | None, str]:
+    """(where the bundle is registered, or None; its address). Without `bundle` it is the workspace's.
+
+    Raises JobError if the workspace has none, TrackingError if there is no such model.
+    """
+    if bundle.startswith("models:/"):
+        address = pin(bundle, recipe.tracking.uri)
+        name = address.removeprefix("models:/").partition("/")[0]
+        return Tracking(store_of(address, recipe.tracking.uri), "", name), address
+    if bundle:
+        return None, bundle
+    tracking, version, _ = _version(recipe, workspace)
+    return tracking, f"models:/{tracking.model}/{version}"
+
+
+def _service() -> Any:
+    """The module that knows running services: jobs import nothing of `serve`."""
+    for entry in entry_points(group="speechgpt.services", name="serve"):
+        return entry.load()
+    raise JobError("this installation has no services: install speechgpt-ray again")
 
 
 JOB = Job(name="publish", part="bundles", run=run, reads=_reads, sections=("generation",))

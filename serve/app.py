@@ -1,21 +1,27 @@
 """What is deployed: builders for `serve run serve.app:build`, for Serve config files, and for `speechgpt serve`."""
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from ray.serve import Application
+from ray.serve import Application, Deployment
 
 from serve.bundles import ENCODER, LANGUAGE_MODEL, VOCODER, Source, find, required_signers
 from serve.encoder import Encoder
-from serve.gateway import Gateway, Target
+from serve.gateway import Gateway, Settings
 from serve.keys import KEY_VARIABLE, KEYS_VARIABLE, hash_key
 from serve.language import LanguageModel
 from serve.scaling import deployment
+from serve.switch import Route, Target, settled
 from serve.vocoder import VocoderDeployment
 from speechgpt import recipe
 from speechgpt.recipe import Recipe
 from speechgpt.runtime import files
-from speechgpt.runtime.config import ServingSection
+from speechgpt.runtime.config import DeploymentSection, ServingSection
+
+BUNDLES = "bundle-"
+"""What the names of bundles' applications begin with."""
 
 
 class Arguments(BaseModel):
@@ -48,16 +54,36 @@ def build_gateway(arguments: Arguments) -> Application:
 
 
 def application_name(source: Source) -> str:
-    return f"bundle-{source.digest[:12]}"
+    return f"{BUNDLES}{source.digest[:12]}"
 
 
-def bundle_application(source: Source, serving: ServingSection) -> Application:
-    _, language, _ = _bundle(source, serving)
+def route(source: Source, application: str) -> Route:
+    return Route(application=application, digest=source.digest, created=source.created)
+
+
+def bundle_application(
+    source: Source,
+    serving: ServingSection,
+    runtime_env: dict[str, Any] | None = None,
+    replicas: Callable[[str], int] = lambda part: 0,
+) -> Application:
+    """runtime_env: of its replicas, else that of the process which deploys it. replicas: how many of each part it
+    begins with, within its limits."""
+    _, language, _ = _bundle(source, serving, runtime_env, replicas)
     return language
 
 
 def gateway_application(source: Source, chosen: Recipe) -> Application:
     return _gateway(source, chosen, application_name(source))
+
+
+def same_gateway(settings: Settings, target: Target) -> Application:
+    """A running gateway with another target: deployed over it, it restarts no replica."""
+    section, serving = settings.serving.gateway, settings.serving
+    gateway = deployment(Gateway, "Gateway", section, serving, settings.runtime_env).options(user_config=target)
+    # A flag of Ray's own, for which it has no public name: with another version, all replicas would be replaced.
+    gateway = gateway.options(version=settings.version, _internal=True)
+    return gateway.bind(serving, settings.generation, settings.key_hash)
 
 
 def keys_address(serving: ServingSection) -> str:
@@ -71,18 +97,24 @@ def _read(arguments: Arguments) -> tuple[Recipe, Source]:
     return chosen, find(arguments.bundle, chosen.tracking.uri, required_signers(chosen.serving))
 
 
-def _bundle(source: Source, serving: ServingSection) -> tuple[Application, Application, Application]:
-    encoder = deployment(Encoder, ENCODER, serving.encoder, serving).bind(source, serving)
-    vocoder = deployment(VocoderDeployment, VOCODER, serving.vocoder, serving).bind(source, serving)
-    language = deployment(LanguageModel, LANGUAGE_MODEL, serving.language, serving).bind(
-        source, serving, encoder, vocoder
-    )
+def _bundle(
+    source: Source,
+    serving: ServingSection,
+    runtime_env: dict[str, Any] | None = None,
+    replicas: Callable[[str], int] = lambda part: 0,
+) -> tuple[Application, Application, Application]:
+    def part(cls: type, name: str, section: DeploymentSection) -> Deployment:
+        return deployment(cls, name, section, serving, runtime_env, replicas(name))
+
+    encoder = part(Encoder, ENCODER, serving.encoder).bind(source, serving)
+    vocoder = part(VocoderDeployment, VOCODER, serving.vocoder).bind(source, serving)
+    language = part(LanguageModel, LANGUAGE_MODEL, serving.language).bind(source, serving, encoder, vocoder)
     return encoder, language, vocoder
 
 
 def _gateway(source: Source, chosen: Recipe, application: str, *parts: Application) -> Application:
     key = os.environ.get(KEY_VARIABLE)
-    target = Target(application=application, name=source.name, digest=source.digest, created=source.created)
+    target = settled(source.name, route(source, application))
     gateway = deployment(Gateway, "Gateway", chosen.serving.gateway, chosen.serving).options(user_config=target)
     serving = chosen.serving.model_copy(update={"keys": keys_address(chosen.serving)})
     return gateway.bind(serving, chosen.generation, hash_key(key) if key else None, *parts)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from speechgpt.runtime import bundle
 from speechgpt.runtime.config import ServingSection
+from speechgpt.runtime.tracking import pin
 
 ENCODER, LANGUAGE_MODEL, VOCODER = "Encoder", "LanguageModel", "Vocoder"
 """Names of a bundle's deployments in its application."""
@@ -14,10 +15,10 @@ ENCODER, LANGUAGE_MODEL, VOCODER = "Encoder", "LanguageModel", "Vocoder"
 
 @dataclass(frozen=True)
 class Source:
-    """address: an absolute directory, `s3://…`, `models:/name@alias` or a shipped name.
+    """address: an absolute directory, `s3://…`, `models:/name/version` or a shipped name.
 
-    digest: what was found there when the service was started; an alias that has moved since stops a new replica from
-    starting. created: Unix seconds. signers: public keys, one of which must have signed it; none, if it need not be.
+    digest: what was found there when the service was started; another one by now stops a new replica from starting.
+    created: Unix seconds. signers: public keys, one of which must have signed it; none, if it need not be.
     """
 
     address: str
@@ -29,7 +30,9 @@ class Source:
 
 
 def find(address: str, tracking_uri: str, signers: tuple[str, ...] = ()) -> Source:
-    """Check a bundle and pin it. Raises BundleError, TrackingError."""
+    """Check a bundle and pin it, an alias to the version that it names. Raises BundleError, TrackingError."""
+    if address.startswith("models:/"):
+        address = pin(address, tracking_uri)
     address = str(Path(address).absolute()) if Path(address).is_dir() else address
     opened = bundle.load(address, tracking_uri, signers)
     created = int((opened.directory / bundle.INDEX).stat().st_mtime)

@@ -5,9 +5,11 @@ import base64
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from importlib import resources
-from typing import Annotated, NamedTuple, TypedDict
+from typing import Annotated, Any, NamedTuple
 
+import ray
 from fastapi import FastAPI, Form
 from fastapi.exceptions import RequestValidationError
 from ray import serve
@@ -38,19 +40,14 @@ from serve.readiness import Readiness
 from serve.realtime.meters import Meters
 from serve.realtime.places import Places, told_to_stop
 from serve.realtime.route import add_route
+from serve.reports import Reporter
 from serve.service import LANGUAGE, PCM_RATE, ChatAnswer, Served, Service, WrittenSpeech
 from serve.subtitles import srt, vtt
+from serve.switch import Route, Switch, Target
+from serve.tally import Tallied, Tally
+from serve.visits import Visit
 from speechgpt.language.config import GenerationSection
 from speechgpt.runtime.config import ServingSection
-
-
-class Target(TypedDict):
-    """The gateway's `user_config`: which application serves which bundle. Changing it restarts no replica."""
-
-    application: str
-    name: str
-    digest: str
-    created: int
 
 
 class Access(NamedTuple):
@@ -58,6 +55,21 @@ class Access(NamedTuple):
 
     keys: KeyRing
     limits: Counting
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a gateway was made with; with the same again, Serve changes its `user_config` and restarts nothing.
+
+    runtime_env, version: of its deployment. whole: it serves a bundle of its own application.
+    """
+
+    serving: ServingSection
+    generation: GenerationSection
+    key_hash: str | None
+    runtime_env: dict[str, Any]
+    version: str
+    whole: bool
 
 
 @serve.ingress()
@@ -77,6 +89,7 @@ class Gateway:
         Raises KeysError."""
         self._serving = serving
         self._generation = generation
+        self._key_hash = key_hash
         self._access: Access | None = None
         if key_hash or serving.keys:
             self._access = Access(KeyRing(serving.keys, key_hash, serving.keys_refresh_seconds), SharedLimits())
@@ -85,17 +98,48 @@ class Gateway:
             self._own = ServedPipeline(encoder, language, vocoder, serving.retry_after_seconds)
         self._memory = SharedMemory(serving.memory_seconds, serving.memory_answers)
         self._places = _places(serving, told_to_stop)
+        self._tally = Tally()
+        self._switch = Switch(self._tally, self._service)
+        self._reporter = Reporter(serve.get_replica_context().replica_tag, self._tally)
 
-    def reconfigure(self, target: Target) -> None:
-        pipeline = self._own or ServedPipeline.of(target["application"], self._serving.retry_after_seconds)
-        served = Served(target["name"], target["digest"], target["created"])
-        self._service = Service(served, pipeline, self._memory, self._serving, self._generation)
+    async def reconfigure(self, target: Target) -> None:
+        self._switch.turn(target)
         own = serve.get_replica_context().app_name
-        self._readiness = Readiness({own, target["application"] or own})
+        self._readiness = Readiness({own, target["serving"]["application"] or own})
+        self._target = target
+        self._reporter.follow(target["watch"])
+
+    def target(self) -> Target:
+        """What this replica goes by."""
+        return self._target
+
+    def settings(self) -> Settings:
+        """Of this replica's deployment."""
+        context = serve.get_replica_context()
+        environment = dict(ray.get_runtime_context().runtime_env)
+        return Settings(
+            *(self._serving, self._generation, self._key_hash),
+            *(environment, context.code_version or "", self._own is not None),
+        )
+
+    def _service(self, name: str, route: Route) -> Service:
+        application = route["application"]
+        pipeline = ServedPipeline.of(application, self._serving.retry_after_seconds) if application else self._own
+        if pipeline is None:
+            raise RuntimeError("user_config names no application, and the gateway's own has no bundle")
+        served = Served(name, route["digest"], route["created"])
+        tallied = Tallied(pipeline, route["digest"], self._tally)
+        return Service(served, tallied, self._memory, self._serving, self._generation)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(
-            lambda: self._service, lambda: self._readiness.missing(), self._serving, self._access, self._places
+            self._switch.service,
+            lambda: self._readiness.missing(),
+            self._serving,
+            self._access,
+            self._places,
+            digest=self._switch.digest,
+            ended=self._tally.end,
         )
 
 
@@ -105,17 +149,25 @@ def create_app(
     serving: ServingSection,
     access: Access | None,
     places: Places | None = None,
+    *,
+    digest: Callable[[], str] | None = None,
+    ended: Callable[[Visit, int], None] = lambda visit, status: None,
 ) -> FastAPI:
-    """service: the current one; asked for at each request, because a promotion changes it. missing: deployments that
-    are not ready. access: None lets everybody in. places: for sessions; None makes a replica's that is never told to
-    stop."""
+    """service: the current visit's; asked for at each request, because a promotion changes it. missing: deployments
+    that are not ready. access: None lets everybody in. places: for sessions; None makes a replica's that is never told
+    to stop. digest: of the bundle that a reply comes from. ended: see `Guard`."""
     app = FastAPI(title="SpeechGPT", docs_url=None, redoc_url=None)
     largest = serving.realtime.max_message_bytes
     app.add_middleware(BodyLimit, max_bytes=serving.max_body_bytes, max_message_bytes=largest)
     if access:
         lease = serving.request_timeout_seconds
         app.add_middleware(ApiKey, keys=access.keys, limits=access.limits, lease_seconds=lease)
-    app.add_middleware(Guard, bundle=lambda: service().served.digest, deadline_seconds=serving.request_timeout_seconds)
+    app.add_middleware(
+        Guard,
+        bundle=digest or (lambda: service().served.digest),
+        deadline_seconds=serving.request_timeout_seconds,
+        ended=ended,
+    )
     app.add_exception_handler(ApiError, _told)
     app.add_exception_handler(RequestValidationError, lambda _, error: from_validation(error).response())
     app.add_exception_handler(HTTPException, lambda _, error: from_http(error).response())

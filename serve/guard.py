@@ -34,15 +34,24 @@ logger = logging.getLogger("ray.serve")
 class Guard:
     """ASGI middleware. Stamps `x-speechgpt-bundle` on every reply, ends a request's work at the deadline, turns
     whatever escapes the routes into an OpenAI error that tells nothing about the inside, and writes the audit log.
+    ended: told of each visit and its status, a problem's where there was one.
 
     A WebSocket session has no deadline here. Until it is accepted it is refused with a whole HTTP reply where the
     server can send one, after that closed with a code.
     """
 
-    def __init__(self, app: ASGIApp, *, bundle: Callable[[], str], deadline_seconds: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        bundle: Callable[[], str],
+        deadline_seconds: float,
+        ended: Callable[[Visit, int], None] = lambda visit, status: None,
+    ) -> None:
         self.app = app
         self.bundle = bundle
         self.deadline_seconds = deadline_seconds
+        self.ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -82,6 +91,7 @@ class Guard:
         finally:
             # The status of a refusal that a server can word as a close code only.
             told = problem.status if problem and not status else status
+            self.ended(visit, problem.status if problem else status)
             visits.write_down(visit.audited(_route(scope), told, time.monotonic() - began))
 
 

@@ -56,6 +56,7 @@ def main(
     told_to_stop = _on_signals()
     url = f"http://{chosen.serving.host}:{chosen.serving.port}"
     console.print(f"{source.name} ({source.digest[:12]}) is served at {url}/v1; talk to it at {url}/; Ctrl-C stops it")
+    console.print(f"another bundle takes its place by `speechgpt promote BUNDLE --address {cluster_address()}`")
     told_to_stop.wait()
     with console.status("finishing what has begun"):
         stop(source)
@@ -104,6 +105,9 @@ def start(source: "Source", chosen: "Recipe") -> None:
     serving = chosen.serving
     environment = {**_EDGE, MAX_BODY_VARIABLE: str(serving.max_body_bytes)}
     connect(chosen.resources)
+    if GATEWAY not in serve.status().applications:
+        # What a service that came to an unclean end has left.
+        _remove_bundles(but=app.application_name(source))
     serve.start(
         http_options={"host": serving.host, "port": serving.port, "request_timeout_s": serving.request_timeout_seconds},
         controller_options={"runtime_env": {"env_vars": environment}},
@@ -115,14 +119,33 @@ def start(source: "Source", chosen: "Recipe") -> None:
         raise ServeError(f"the deployments did not start: {error}") from error
 
 
+def cluster_address() -> str:
+    """Where other processes find the Ray cluster that this one is in."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
 def stop(source: "Source") -> None:
-    """End the two applications; each replica finishes its requests first. A private cluster ends with this process."""
+    """End the gateway, and with it `source` or whichever bundle has taken its place; each replica finishes its requests
+    first. A private cluster ends with this process."""
     from ray import serve
 
     from serve import app
 
     serve.delete(GATEWAY)
     serve.delete(app.application_name(source))
+    _remove_bundles()
+
+
+def _remove_bundles(but: str = "") -> None:
+    from ray import serve
+
+    from serve import app
+
+    for name in serve.status().applications:
+        if name.startswith(app.BUNDLES) and name != but:
+            serve.delete(name)
 
 
 def _is_loopback(host: str) -> bool:

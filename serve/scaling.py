@@ -9,20 +9,35 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from speechgpt.runtime.config import DeploymentSection, ServingSection
 
 
-def deployment(cls: type, name: str, section: DeploymentSection, serving: ServingSection) -> Deployment:
-    return serve.deployment(name=name, **options(section, serving))(cls)
+def deployment(
+    cls: type,
+    name: str,
+    section: DeploymentSection,
+    serving: ServingSection,
+    runtime_env: dict[str, Any] | None = None,
+    replicas: int = 0,
+) -> Deployment:
+    return serve.deployment(name=name, **options(section, serving, runtime_env, replicas))(cls)
 
 
-def options(section: DeploymentSection, serving: ServingSection) -> dict[str, Any]:
-    """Keyword arguments of `serve.deployment`."""
-    resources: dict[str, float] = {"num_cpus": section.cpus}
+def options(
+    section: DeploymentSection,
+    serving: ServingSection,
+    runtime_env: dict[str, Any] | None = None,
+    replicas: int = 0,
+) -> dict[str, Any]:
+    """Keyword arguments of `serve.deployment`. replicas: to begin with, as far as the section lets."""
+    resources: dict[str, Any] = {"num_cpus": section.cpus}
     if section.gpus:
         resources["num_gpus"] = section.gpus
+    if runtime_env is not None:
+        resources["runtime_env"] = runtime_env
     return {
         "ray_actor_options": resources,
         "autoscaling_config": AutoscalingConfig(
             min_replicas=section.min_replicas,
             max_replicas=section.max_replicas,
+            initial_replicas=min(max(replicas, section.min_replicas), section.max_replicas) if replicas else None,
             target_ongoing_requests=section.target_ongoing_requests,
         ),
         "max_ongoing_requests": section.max_ongoing_requests,

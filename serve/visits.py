@@ -26,6 +26,8 @@ class Visit:
     tokens: of prompts and answers together, as `usage.total_tokens`. turn: to be awaited before each answer of a
     session that has several; raises ApiError 429 when the key's rate or quota is spent.
     charge: told at once of each use, seconds and tokens.
+    bundle: digest of the one that it stays with, "" until it is given one. asked, failed: whether it came to the
+    bundle's models, and whether they failed it. worked: seconds they took since it last heard a sound.
     """
 
     kind: str
@@ -35,6 +37,10 @@ class Visit:
     tokens: int = 0
     turn: Callable[[], Awaitable[None]] = _no_limit
     charge: Callable[[float, int], None] = _no_charge
+    bundle: str = ""
+    asked: bool = False
+    failed: bool = False
+    worked: float = 0.0
 
     def heard(self, seconds: float) -> None:
         self.audio_seconds += seconds

@@ -4,14 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 import yaml
+from typer.testing import CliRunner
 
 from jobs import publish
 from jobs.shell import Context, JobError
 from speechgpt.recipe import Recipe, load
 from speechgpt.runtime import bundle
 from speechgpt.runtime.progress import Progress
-from speechgpt.runtime.tracking import Tracking
+from speechgpt.runtime.tracking import Tracking, TrackingError, pin
 from speechgpt.runtime.workspace import Workspace
 from speechgpt.speech import hubert
 from speechgpt.speech.codebook import Codebook
@@ -71,6 +73,49 @@ def test_what_was_trained_is_sealed_registered_and_promoted(trained, recipe):
     assert run_publish(recipe, trained)["figures"]["version"] == done["figures"]["version"], (
         "the same bytes, the same version"
     )
+
+
+def test_an_alias_moves_by_digest_and_goes_back_only_from_there(trained, recipe):
+    first = run_publish(recipe, trained)["figures"]
+    trained.delete("bundles")
+    trained.write_json("models/crossmodal/config.json", {"stage": "another"})
+    second = run_publish(recipe, trained)["figures"]
+    tracking = Tracking.open(recipe.tracking, trained, recipe.name)
+    alias = publish.RegistryAlias(tracking, "champion")
+    assert tracking.version_named("champion") is None
+    alias.leave(second["bundle_digest"], first["bundle_digest"])
+    assert tracking.version_named("champion") is None
+    alias.move(second["bundle_digest"])
+    assert tracking.version_named("champion") == str(second["version"])
+    alias.move("0" * 64)
+    assert tracking.version_named("champion") == str(second["version"]), "what is not registered has no name"
+    alias.leave(first["bundle_digest"], second["bundle_digest"])
+    assert tracking.version_named("champion") == str(second["version"])
+    alias.leave(second["bundle_digest"], first["bundle_digest"])
+    assert tracking.version_named("champion") == str(first["version"])
+    publish.RegistryAlias(None, "champion").move(second["bundle_digest"])
+
+
+def test_a_pinned_address_stays_when_the_alias_moves(trained, recipe):
+    made = run_publish(recipe, trained)["figures"]
+    publish.promote(recipe, trained, "champion")
+    tracking = Tracking.open(recipe.tracking, trained, recipe.name)
+    assert pin("models:/speechgpt-tiny@champion", tracking.uri) == f"models:/speechgpt-tiny/{made['version']}"
+    assert pin("models:/speechgpt-tiny/7", tracking.uri) == "models:/speechgpt-tiny/7"
+    with pytest.raises(TrackingError, match="speechgpt-tiny@nobody"):
+        pin("models:/speechgpt-tiny@nobody", tracking.uri)
+
+
+@pytest.mark.parametrize(
+    "words", [["nano"], ["--abort"], ["--state"], ["nano", "--address", "http://head:8265"]], ids=" ".join
+)
+def test_a_service_must_be_named_to_go_over_to_a_bundle(words, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    app = typer.Typer()
+    app.command()(publish.promote_command)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1
+    assert ("speechgpt submit promote" if "--address" in words else "--address") in done.stderr
 
 
 def test_a_part_that_is_missing_is_named(trained, recipe):

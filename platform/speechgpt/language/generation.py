@@ -237,7 +237,7 @@ class Decoder:
         self._begun = False
 
     def choose(self, scores: torch.Tensor) -> int:
-        """The next token, from the model's logits for it: [rows]."""
+        """The next token, from the model's logits for it: [rows]. Raises ArithmeticError for a NaN among them."""
         spent = self._grammar.regions[self._region].content == "text" and self._words >= self._max_text_tokens
         if spent:
             token = cut_token(self._vocabulary)
@@ -249,6 +249,8 @@ class Decoder:
                 generated: Any = torch.tensor([self.tokens], dtype=torch.long)
                 scores = self._sampling(generated, scores[None])[0]
             token = int(scores.argmax())
+            if torch.isnan(scores[token]):
+                raise ArithmeticError("the model's scores are not numbers")
         self._take(token)
         return token
 

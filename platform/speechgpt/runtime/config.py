@@ -137,6 +137,11 @@ class ServingSection(Section):
     language: DeploymentSection = DeploymentSection(cpus=0.8)
     vocoder: DeploymentSection = DeploymentSection(cpus=0.4)
 
+    @property
+    def longest_visit_seconds(self) -> float:
+        """How long what has begun on a bundle may last."""
+        return self.request_timeout_seconds
+
     @field_validator("trusted_signers")
     @classmethod
     def _are_public_keys(cls, signers: tuple[str, ...]) -> tuple[str, ...]:

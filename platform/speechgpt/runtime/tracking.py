@@ -258,11 +258,50 @@ class Tracking:
         """Let the alias (`champion`) name this version."""
         _client(self.uri).set_registered_model_alias(self.model, alias, version)
 
+    def version_named(self, alias: str) -> str | None:
+        """The version that the alias names."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(_client(self.uri).get_model_version_by_alias(self.model, alias).version)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
     def _maker(self, job: str, digest: str) -> str | None:
         """Newest finished run of a job whose outputs, taken together, have this digest."""
         query = f"tags.job = '{job}' and tags.output = '{digest}' and attributes.status = 'FINISHED'"
         runs: list[MlflowRun] = _client(self.uri).search_runs([self.experiment_id], query, max_results=1)
         return runs[0].info.run_id if runs else None
+
+
+def pin(address: str, uri: str = "") -> str:
+    """`models:/name@alias` -> `models:/name/version`, which stays what it is when the alias moves.
+
+    Raises TrackingError if there is no such model or alias.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name, at, alias = address.removeprefix("models:/").partition("@")
+    if not at:
+        return address
+    store = store_of(address, uri)
+    try:
+        return f"models:/{name}/{_client(store).get_model_version_by_alias(name, alias).version}"
+    except MlflowException as error:
+        raise TrackingError(f"{address} is not in {without_password(store)}: {error.message}") from None
+
+
+def store_of(address: str, uri: str = "") -> str:
+    """Where a registered model is looked for. Raises TrackingError if nothing says."""
+    store = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not store:
+        raise TrackingError(
+            f"{address}: in which store? Set MLFLOW_TRACKING_URI, to a server or to a workspace's embedded "
+            "store (sqlite:////path/of/the/workspace/mlflow/mlflow.db)"
+        )
+    return store
 
 
 def resolve(address: str, uri: str = "") -> Path:
@@ -273,19 +312,10 @@ def resolve(address: str, uri: str = "") -> Path:
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    store = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    if not store:
-        raise TrackingError(
-            f"{address}: in which store? Set MLFLOW_TRACKING_URI, to a server or to a workspace's embedded "
-            "store (sqlite:////path/of/the/workspace/mlflow/mlflow.db)"
-        )
-    name, at, alias = address.removeprefix("models:/").partition("@")
+    store = store_of(address, uri)
+    name, _, version = pin(address, store).removeprefix("models:/").partition("/")
     client = _client(store)
     try:
-        if at:
-            version = str(client.get_model_version_by_alias(name, alias).version)
-        else:
-            name, _, version = name.partition("/")
         source = client.get_model_version_download_uri(name, version)
         digest = client.get_model_version(name, version).tags.get(DIGEST, "")
     except MlflowException as error:

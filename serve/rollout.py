@@ -1,0 +1,147 @@
+"""A promotion on Ray Serve: applications come and go, the gateway's `user_config` changes, its replicas report."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve import RunTarget
+from ray.serve.schema import ApplicationStatus, ReplicaState
+
+from serve import app
+from serve.bundles import ENCODER, LANGUAGE_MODEL, VOCODER, Source
+from serve.gateway import Settings
+from serve.promotion import PromotionError
+from serve.reports import ACTOR, NAMESPACE, Reports
+from serve.switch import Route, Target
+from serve.tally import Figures
+from speechgpt.runtime.config import ServingSection
+
+GATEWAY = "Gateway"
+"""Name of the gateway's deployment, in whatever application."""
+_LOOK_SECONDS = 0.5
+_PATIENCE_SECONDS = 20.0
+"""Within which Ray has forgotten a promotion that was killed."""
+_TURN_SECONDS = 300.0
+"""Within which every gateway replica must go by a new target."""
+
+
+def gateway_application() -> str | None:
+    """The application of this cluster's gateway."""
+    found = serve.status().applications
+    return next((name for name, status in sorted(found.items()) if GATEWAY in status.deployments), None)
+
+
+def bundle_applications() -> set[str]:
+    """Those of this cluster, whether the gateway knows them or not."""
+    return {name for name in serve.status().applications if name.startswith(app.BUNDLES)}
+
+
+@contextmanager
+def alone() -> Iterator[Any]:
+    """The actor that replicas report to; it ends with this process. Raises PromotionError if there is one already."""
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            # num_cpus=0: a full cluster must not keep it waiting.
+            actor: Any = ray.remote(Reports).options(name=ACTOR, namespace=NAMESPACE, num_cpus=0).remote()
+            break
+        except ValueError:
+            if time.monotonic() > until:
+                raise PromotionError("another promotion is under way on this cluster: let it end, or stop it") from None
+            time.sleep(_LOOK_SECONDS)
+    try:
+        ray.get(actor.expect.remote(""))
+        yield actor
+    finally:
+        ray.kill(actor)
+
+
+class ServedCluster:
+    def __init__(self, gateway: str, reports: Any, deploy_seconds: float) -> None:
+        """gateway: its application. deploy_seconds: within which a bundle must be warm. Raises PromotionError for a
+        service whose bundle cannot be exchanged."""
+        self._name = gateway
+        self._gateway = serve.get_deployment_handle(GATEWAY, gateway)
+        self._reports = reports
+        self._deploy_seconds = deploy_seconds
+        self.settings: Settings = self._gateway.settings.remote().result()
+        self.source: Source | None = None
+        if self.settings.whole:
+            raise PromotionError(
+                f"the application {gateway} has gateway and bundle in one, as `serve.app:build` makes it; start the "
+                "service by `speechgpt serve` to exchange its bundle while it runs, or deploy the application anew"
+            )
+
+    @property
+    def serving(self) -> ServingSection:
+        return self.settings.serving
+
+    def target(self) -> Target:
+        return self._gateway.target.remote().result()
+
+    def turn(self, target: Target) -> None:
+        # Before the replicas hear of it, so that no report comes too early.
+        ray.get(self._reports.expect.remote(target["watch"]))
+        gateway = app.same_gateway(self.settings, target)
+        serve.run(gateway, name=self._name, route_prefix="/")
+        until = time.monotonic() + _TURN_SECONDS
+        while target["watch"] and not self._all_report():
+            if time.monotonic() > until:
+                raise PromotionError(f"not every replica of {self._name} went by its new user_config")
+            time.sleep(_LOOK_SECONDS)
+
+    def applications(self) -> set[str]:
+        return bundle_applications()
+
+    def deploy(self, route: Route) -> None:
+        if self.source is None or self.source.digest != route["digest"]:
+            raise ValueError(f"{route['application']} is not the bundle that was checked")
+        name = route["application"]
+        bundle = app.bundle_application(self.source, self.serving, self.settings.runtime_env, self._wanted())
+        serve.run_many([RunTarget(bundle, name, route_prefix=None)], wait_for_applications_running=False)
+        until = time.monotonic() + self._deploy_seconds
+        while (status := serve.status().applications[name]).status != ApplicationStatus.RUNNING:
+            if status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+                raise PromotionError(f"the bundle does not come up: {_cause(status)}")
+            if time.monotonic() > until:
+                raise PromotionError(f"the bundle was not warm in {self._deploy_seconds:g} s: {_cause(status)}")
+            time.sleep(_LOOK_SECONDS)
+
+    def remove(self, application: str) -> None:
+        serve.delete(application)
+
+    def figures(self) -> dict[str, Figures]:
+        until = time.monotonic() + _TURN_SECONDS
+        while not self._all_report() and time.monotonic() < until:
+            time.sleep(_LOOK_SECONDS)
+        return ray.get(self._reports.figures.remote())
+
+    def _all_report(self) -> bool:
+        return len(ray.get(self._reports.replicas.remote())) >= self._running(self._name, GATEWAY)
+
+    def _wanted(self) -> Callable[[str], int]:
+        """How many replicas each part of the new bundle begins with: those that the old one's has, because it is to
+        take over all its work at once."""
+        serving = self.target()["serving"]["application"]
+        counts = {part: self._running(serving, part) for part in (ENCODER, LANGUAGE_MODEL, VOCODER)}
+        return lambda part: counts[part]
+
+    def _running(self, application: str, deployment: str) -> int:
+        found = serve.status().applications.get(application)
+        if found is None or deployment not in found.deployments:
+            return 0
+        return found.deployments[deployment].replica_states.get(ReplicaState.RUNNING, 0)
+
+
+def _cause(status: Any) -> str:
+    """What a failed application's deployments say, at most two lines each: the first, and the exception."""
+    told = [deployment.message for deployment in status.deployments.values() if deployment.message]
+    causes = []
+    for message in told or [status.message]:
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        raised = [line for line in lines if "Error" in line.split(" ")[0]]
+        causes.append(" ".join(dict.fromkeys((lines[:1] + raised[-1:]) if lines else ["no reason given"])))
+    return "; ".join(causes)
