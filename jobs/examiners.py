@@ -4,6 +4,7 @@ from contextlib import ExitStack
 
 from speechgpt.evaluation.conversation import Conversation
 from speechgpt.evaluation.examination import Examiner
+from speechgpt.evaluation.interview import Interviewer
 from speechgpt.evaluation.listening import Listener
 from speechgpt.language.config import GenerationSection
 from speechgpt.runtime import bundle
@@ -35,6 +36,25 @@ class BundleExaminer(Examiner):
 
 class StageExaminer(Examiner):
     """A model of a workspace, and the adapter on top of it (names in the workspace)."""
+
+    def __init__(self, workspace: Workspace, model: str, adapter: str | None, generation: GenerationSection) -> None:
+        with ExitStack() as opened:
+            directory = opened.enter_context(workspace.fetch(model))
+            on_top = opened.enter_context(workspace.fetch(adapter)) if adapter else None
+            super().__init__(str(directory), str(on_top) if on_top else None, generation)
+
+
+class BundleInterviewer(Interviewer):
+    """The language model of a bundle, with its adapter if it has one, for `evaluate-instructions`."""
+
+    def __init__(self, address: str, store: str, generation: GenerationSection) -> None:
+        directory = bundle.resolve(address, store)
+        adapter = directory / "adapter"
+        super().__init__(str(directory / "language"), str(adapter) if adapter.is_dir() else None, generation)
+
+
+class StageInterviewer(Interviewer):
+    """As `StageExaminer`, for `evaluate-instructions`."""
 
     def __init__(self, workspace: Workspace, model: str, adapter: str | None, generation: GenerationSection) -> None:
         with ExitStack() as opened:

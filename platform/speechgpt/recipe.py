@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from speechgpt.evaluation.config import EvaluationSection
+from speechgpt.evaluation.config import EvaluationSection, InstructionFollowingSection
 from speechgpt.language.config import (
     GenerationSection,
     InstructionsSection,
@@ -49,6 +49,7 @@ class Recipe(Section):
     vocoder: VocoderSection = VocoderSection()
     generation: GenerationSection = GenerationSection()
     evaluation: EvaluationSection = EvaluationSection()
+    instruction_following: InstructionFollowingSection = InstructionFollowingSection()
     tracking: TrackingSection = TrackingSection()
     resources: ResourcesSection = ResourcesSection()
     serving: ServingSection = ServingSection()
@@ -97,7 +98,11 @@ def load(source: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
     Raises RecipeError naming the file, the key and what would be right.
     """
-    tree = _read(str(source))
+    return resolved(_read(str(source)), overrides, str(source))
+
+
+def resolved(tree: dict[str, Any], overrides: tuple[str, ...], name: str) -> Recipe:
+    """The recipe of these sections with `a.b=c` overrides; `name` is for errors. Raises RecipeError, as `load` does."""
     for override in overrides:
         _override(tree, override)
     try:
@@ -105,7 +110,7 @@ def load(source: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     except ValidationError as error:
         # What concerns several sections has no place of its own, and names its keys itself.
         lines = [": ".join(filter(None, (".".join(map(str, e["loc"])), _explain(e)))) for e in error.errors()]
-        raise RecipeError(f"recipe {source}: " + "; ".join(lines)) from None
+        raise RecipeError(f"recipe {name}: " + "; ".join(lines)) from None
 
 
 def shipped() -> list[str]:

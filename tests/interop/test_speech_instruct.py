@@ -43,6 +43,7 @@ def exchanges(draw: st.DrawFn) -> Exchange:
         "t2s": {"question", "answer", "answer_units"},
         "t2t": {"question", "answer"},
         "direct": {"question_units", "answer", "answer_units"},
+        "standard": {"question_units", "answer_units"},
     }[kind]
     values = {slot: draw(units if slot.endswith("units") else text) for slot in sorted(slots)}
     if "description" in values:
@@ -126,6 +127,7 @@ def chain(question: str = "Q?", answer: str = "A.") -> Exchange:
         (f"[Human]: {U}<eoh>. [SpeechGPT]: [tq] Q; [ta] A<eos>", Exchange("s2t", "Q", "A", HEARD)),
         ("[Human]: <sosp> <1> <2> <eosp> <eoh>. [SpeechGPT]: Q; [ta] A<eoa>", Exchange("s2t", "Q", "A", HEARD)),
         (f"[Human]: {U}<eoh>. [SpeechGPT]: [ta] A; [ua] {V}<eoa>.", Exchange("direct", "", "A", HEARD, SPOKEN)),
+        (f"[Human]: {U}<eoh>. [SpeechGPT]: {V}<eoa>.", Exchange("standard", "", "", HEARD, SPOKEN)),
         (f"[Human]: Q<eoh>. [SpeechGPT]: [ta] A; [ua] {V}<eoa>.", Exchange("t2s", "Q", "A", (), SPOKEN)),
         ("[Human]: Q<eoh>. [SpeechGPT]: [ta] A<eoa>.", Exchange("t2t", "Q", "A")),
         # As the paper's form is remembered: without <eoh>.
@@ -192,7 +194,6 @@ def test_rewriting_gives_a_row_without_a_task_its_description():
         (f"[Human]: {U}<eoh>. [SpeechGPT]: Q; [ta] A; [ua] <sosp><3><eoa>.", "none of SpeechGPT's tasks"),
         (f"[Human]: {U}<eoh>. [SpeechGPT]: Q; [ta] ; [ua] {V}<eoa>.", "none of SpeechGPT's tasks"),
         (f"[Human]: {U}<eoh>. [SpeechGPT]: A<eoa>.", "none of SpeechGPT's tasks"),
-        (f"[Human]: {U}<eoh>. [SpeechGPT]: {V}<eoa>.", "none of SpeechGPT's tasks"),
         (f"[Human]: a<eoh>. [SpeechGPT]: {V}<eoa>.", "none of SpeechGPT's tasks"),
         (f"[Human]: a<eoh>. [SpeechGPT]: a; [ta] A; [ua] {V}<eoa>.", "none of SpeechGPT's tasks"),
         (f"[Human]: {U}<eoh>. [SpeechGPT]: Q; [ta] A; [ta] B; [ua] {V}<eoa>.", r"\[ta\] more than once"),

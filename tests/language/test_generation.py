@@ -123,6 +123,7 @@ def test_units_may_repeat_where_they_are_not_merged(untrained):
         ("paper", "whole", "s2s", ["nothing", "text!", "text!", "nothing", "units!", "nothing"]),
         ("paper", "whole", "s2t", ["nothing", "text!", "text!"]),
         ("paper", "whole", "direct", ["text!", "nothing", "units!", "nothing"]),
+        ("paper", "whole", "standard", ["nothing", "units!", "nothing"]),
         ("paper", "whole", "transcribe", ["text!"]),
         ("paper", "whole", "speak", ["nothing", "units!", "nothing"]),
         ("released", "whole", "s2s", ["text!", "text!", "nothing", "units!", "nothing"]),

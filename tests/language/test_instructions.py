@@ -148,6 +148,13 @@ def test_a_direct_row_has_no_transcript_and_is_made_only_if_asked_for():
     assert Refusal("q1", "direct", "no_answer_speech") in builder(section, spoken_answers={}).of_utterance(QUESTION)
 
 
+def test_a_standard_row_is_speech_for_speech_without_a_word():
+    assert "standard" not in rows_of(builder().of_utterance(QUESTION))
+    row = rows_of(builder(InstructionsSection(forms=("s2s", "standard"))).of_utterance(QUESTION))["standard"]
+    assert "two" not in row.plain_text
+    assert read_row("paper", row.plain_text) == [Exchange("standard", "", "", (1, 2, 3), (7, 8))]
+
+
 def test_a_turn_of_a_dialogue_brings_its_own_past():
     past = (WrittenQuestion("p", "", "what color is snow", "snow is white"),)
     clip = Utterance("q1", (1, 2, 3), "what is two", "plus", "it is two", earlier=(("hi", "hello"),))
@@ -204,7 +211,7 @@ def test_every_row_reads_back_as_what_it_was_made_from(dialect, text, answer, he
     history=st.integers(0, 3),
 )
 def test_every_row_of_a_dialogue_reads_back_as_what_it_was_made_from(dialect, turns, heard, spoken, history):
-    forms = ("s2s", "s2t", "t2s", "t2t", "direct")
+    forms = ("s2s", "s2t", "t2s", "t2t", "direct", "standard")
     make = builder(InstructionsSection(forms=forms, questions={"history": history}), dialect, spoken_answers={})
     talk = Conversation("d", "c", tuple(turns))
     hostile = any(find_marker(text) for turn in turns for text in turn)
@@ -220,6 +227,7 @@ def test_every_row_of_a_dialogue_reads_back_as_what_it_was_made_from(dialect, tu
             Exchange("s2t", question, answer, heard),
             Exchange("s2s", question, answer, heard, spoken),
             Exchange("direct", "", answer, heard, spoken),
+            Exchange("standard", "", "", heard, spoken),
         ]
         expected |= {f"{exchange.kind}-{turn.id}": [*earlier, exchange] for exchange in last}
     read = {row.id: read_row(dialect, row.plain_text) for row in made if isinstance(row, Row)}

@@ -43,6 +43,7 @@ def exchanges(draw: st.DrawFn, kinds: tuple[Kind, ...] = get_args(Kind)) -> Exch
         "t2s": {"question", "answer", "answer_units"},
         "t2t": {"question", "answer"},
         "direct": {"question_units", "answer", "answer_units"},
+        "standard": {"question_units", "answer_units"},
     }[kind]
     values = {slot: draw(units if slot.endswith("units") else text) for slot in sorted(slots)}
     if "description" in values:

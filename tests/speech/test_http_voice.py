@@ -90,7 +90,7 @@ def test_it_speaks_and_gives_its_key(serve, monkeypatch):
 def test_a_busy_service_is_asked_again_when_it_says(serve, monkeypatch):
     monkeypatch.delenv("A_TEST_KEY", raising=False)
     waits: list[float] = []
-    monkeypatch.setattr("speechgpt.speech.http_voice.time.sleep", waits.append)
+    monkeypatch.setattr("speechgpt.speech.http_service.time.sleep", waits.append)
     service = serve((429, {"retry-after": "3"}, b"busy"), (503, {}, b""), (200, {}, wav()))
     assert len(voice(service.url).say("hello", 1)) > 7_000
     assert len(service.asked) == 3 and service.asked[0]["key"] is None
@@ -106,7 +106,7 @@ def test_a_refusal_is_final_and_speaks_of_the_key_without_showing_it(serve, monk
 
 
 def test_attempts_end(serve, monkeypatch):
-    monkeypatch.setattr("speechgpt.speech.http_voice.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("speechgpt.speech.http_service.time.sleep", lambda seconds: None)
     service = serve((500, {}, b"broken"))
     with pytest.raises(VoiceError, match="no speech after 3 attempts: 500: broken"):
         voice(service.url, retries=2).say("hello", 1)

@@ -1,10 +1,15 @@
-"""Recipe section of the evaluation room."""
+"""Recipe sections of the evaluation room."""
 
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from speechgpt.section import Section
+
+Form = Literal["s2s", "s2t", "t2s", "t2t"]
+"""Speech or text in, speech or text out."""
+Ears = Literal["own", "recogniser"]
 
 
 class EvaluationSection(Section):
@@ -23,3 +28,61 @@ class EvaluationSection(Section):
     many in others."""
     stages: bool = True
     """Also measure the model of each training stage, to show where it started."""
+
+
+class JudgeSection(Section):
+    """A language model that gives answers their scores, by OpenAI's route `POST BASE_URL/chat/completions`."""
+
+    base_url: str = Field(pattern=r"^https?://")
+    """Up to the version: `https://host/v1`."""
+    model: str = Field(min_length=1)
+    key_env: str = Field("OPENAI_API_KEY", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
+    """Environment variable that holds the key; empty for a service that wants none."""
+    timeout_seconds: float = Field(60, gt=0)
+    retries: int = Field(6, ge=0)
+    """Further attempts when it is busy (408, 409, 425, 429, 5xx) or cannot be reached, later each time."""
+    together: int = Field(8, ge=1)
+    """Answers that it is asked about at a time."""
+    shows_right_answer: bool = True
+    """Whether it sees the right answer, where one is known. The paper's judge saw the question and the answer alone."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_secret(cls, url: str) -> str:
+        # A recipe is copied beside everything it makes.
+        parts = urlsplit(url)
+        if parts.password or parts.username or parts.query:
+            raise ValueError("base_url: no name, password or query: a key is given in the variable that key_env names")
+        return url
+
+
+class InstructionFollowingSection(Section):
+    """The paper's evaluation: spoken or typed questions, spoken or written answers, each with a score from 1 to 5."""
+
+    questions: int = Field(100, ge=1)
+    """Held-out questions, each in one voice, spread over the categories; the paper asked 100."""
+    voices: Literal["held-out", "heard", "all"] = "held-out"
+    """Whose questions: of voices that no training heard (if the recipe has none, of all), that training heard, or all.
+    """
+    forms: tuple[Form, ...] = Field(("s2s", "s2t", "t2s", "t2t"), min_length=1)
+    judge: JudgeSection | None = None
+    """Without one, rules give the scores: they know the right answers and need nobody."""
+    cascade: tuple[Ears, ...] = ("own", "recogniser")
+    """Cascades of the same models that the chain is measured against: `own` lets the model write down the question,
+    answer what it reads, and read that aloud, in three requests; in `recogniser` the independent one writes it down."""
+    ablation: bool = True
+    """Also ask for speech without a word before it: what the chain of modality is worth (SPEC 7)."""
+    standard: str = ""
+    """A bundle with the same encoder whose chain stage was trained on rows of kind `standard`: the other half of the
+    ablation."""
+    tasks: int = Field(50, ge=0)
+    """Questions of each task that is asked for without a grammar; 0: none."""
+    retention: int = Field(100, ge=0)
+    """Typed questions that the model of each stage is asked; 0: none."""
+
+    @field_validator("forms", "cascade")
+    @classmethod
+    def _named_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"each can be named once; these are {', '.join(names)}")
+        return names

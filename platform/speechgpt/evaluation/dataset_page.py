@@ -23,6 +23,7 @@ _MEANINGS = {
     "t2s": "text question; text answer, spoken answer",
     "t2t": "text question; text answer, marked as such",
     "direct": "spoken question; text answer, spoken answer, no transcript",
+    "standard": "spoken question; spoken answer, no text at all",
 }
 
 

@@ -237,8 +237,10 @@ def _combined(asked: _Asked, reply: _Answered) -> Exchange | None:
 
 
 def _one_step(asked: _Asked, reply: str) -> Exchange | None:
-    """Recognition, speaking or a text chat: an answer without tags."""
+    """Recognition, speaking, a text chat, or speech for speech: an answer without tags."""
     spoken = _speech(reply)
+    if asked.units:
+        return Exchange("standard", question_units=asked.units, answer_units=spoken) if spoken else None
     if asked.description is not None and asked.input:
         heard = _speech(asked.input)
         if heard and reply and not spoken:

@@ -32,6 +32,7 @@ PARTS: dict[Kind, frozenset[str]] = {
     "t2s": frozenset({"text", "units"}),
     "t2t": frozenset({"text"}),
     "direct": frozenset({"text", "units"}),
+    "standard": frozenset({"units"}),
 }
 """What an answer of each kind holds: all of these and nothing else."""
 

@@ -134,9 +134,10 @@ class InstructionsSection(Section):
     """The paper keeps answers of fewer words than this."""
     transcribe_probability: float = Field(0.5, ge=0, le=1)
     """The paper's p: a unit-text pair becomes a recognition row with p, a speaking row with 1 - p."""
-    forms: tuple[Literal["s2s", "s2t", "t2s", "t2t", "direct"], ...] = ("s2s", "s2t", "t2s", "t2t")
-    """Speech or text in, speech or text out; `direct` is s2s without the transcript: the answer begins sooner. A stage
-    that is to learn it names it in its mixture."""
+    forms: tuple[Literal["s2s", "s2t", "t2s", "t2t", "direct", "standard"], ...] = ("s2s", "s2t", "t2s", "t2t")
+    """Speech or text in, speech or text out; `direct` is s2s without the transcript: the answer begins sooner;
+    `standard` is s2s without any text, which shows what the chain is worth. A stage that is to learn them names them in
+    its mixture."""
     descriptions: int = Field(100, ge=1, le=100)
     """Wordings of the recognition task, and of the speaking task, that are drawn from; the paper has 100 of each."""
     multi_turn: float = Field(0.0, ge=0, le=1)

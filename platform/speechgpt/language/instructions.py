@@ -67,9 +67,11 @@ class WrittenQuestion:
     answer: str
 
 
-FROM_SPEECH: tuple[Kind, ...] = ("s2s", "s2t", "direct")
+FROM_SPEECH: tuple[Kind, ...] = ("s2s", "s2t", "direct", "standard")
 FROM_TEXT: tuple[Kind, ...] = ("t2s", "t2t")
-TO_SPEECH: tuple[Kind, ...] = ("s2s", "t2s", "direct")
+TO_SPEECH: tuple[Kind, ...] = ("s2s", "t2s", "direct", "standard")
+_WITHOUT_QUESTION: tuple[Kind, ...] = ("direct", "standard")
+"""Forms whose rows do not write down what is asked."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class RowBuilder:
     ) -> Iterator[Row | Refusal]:
         """The chains that begin or end in speech, of units that were made without sound. Empty units were not made."""
         asked = Exchange("text", turn.question, turn.answer, question_units, answer_units)
-        for kind in ("s2s", "s2t", "direct", "t2s"):
+        for kind in ("s2s", "s2t", "direct", "standard", "t2s"):
             if kind not in self.section.forms:
                 continue
             if (kind in FROM_SPEECH and not question_units) or (kind in TO_SPEECH and not answer_units):
@@ -149,7 +151,9 @@ class RowBuilder:
                 yield Refusal(source, kind, "no_answer_speech")
                 continue
             heard = asked.question_units if kind in FROM_SPEECH else ()
-            exchange = Exchange(kind, "" if kind == "direct" else asked.question, asked.answer, heard, spoken)
+            question = "" if kind in _WITHOUT_QUESTION else asked.question
+            answer = "" if kind == "standard" else asked.answer
+            exchange = Exchange(kind, question, answer, heard, spoken)
             earlier = [Exchange("t2t", said, answer) for said, answer in given]
             yield self._row(source, category, *(earlier or self._earlier(f"{kind}-{source}", asked.question)), exchange)
 

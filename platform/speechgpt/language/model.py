@@ -100,40 +100,60 @@ class SpeechLanguageModel:
         self, encoded: Sequence[list[int]], kind: Kind, generation: GenerationSection, seed: int = 0
     ) -> list[Answer]:
         """As `reply`, from prompts that are token ids."""
+        generated = self._generated(encoded, kind, generation, seed)
+        return [answers.parse(ids, self.vocabulary, kind) for ids in generated]
+
+    def unguided(
+        self, prompts: Sequence[Sequence[Segment]], generation: GenerationSection, seed: int = 0
+    ) -> list[list[int]]:
+        """Token ids that the model goes on with, up to and with the first end, where no grammar has a say in them.
+
+        Raises ValueError for a prompt that fills the model's context.
+        """
+        return self._generated([self.vocabulary.encode_prompt(prompt) for prompt in prompts], None, generation, seed)
+
+    def _generated(
+        self, encoded: Sequence[list[int]], kind: Kind | None, generation: GenerationSection, seed: int
+    ) -> list[list[int]]:
+        """In batches of like length. kind: whose grammar holds; None: none does."""
         for place, ids in enumerate(encoded):
             if len(ids) >= self.context:
                 raise ValueError(f"prompt {place} has {len(ids)} tokens, the model's context {self.context}")
         by_length = sorted(range(len(encoded)), key=lambda place: (len(encoded[place]), place))
-        replies: dict[int, Answer] = {}
+        generated: dict[int, list[int]] = {}
         for start in range(0, len(by_length), BATCH_ROWS):
             places = by_length[start : start + BATCH_ROWS]
-            generated = self._generate([encoded[place] for place in places], kind, generation, seed)
-            for place, ids in zip(places, generated, strict=True):
-                replies[place] = answers.parse(ids, self.vocabulary, kind)
-        return [replies[place] for place in range(len(encoded))]
+            batch = self._generate([encoded[place] for place in places], kind, generation, seed)
+            generated |= zip(places, batch, strict=True)
+        return [generated[place] for place in range(len(encoded))]
 
     @torch.inference_mode()
     def _generate(
-        self, prompts: Sequence[list[int]], kind: Kind, generation: GenerationSection, seed: int
+        self, prompts: Sequence[list[int]], kind: Kind | None, generation: GenerationSection, seed: int
     ) -> list[list[int]]:
         vocabulary, device = self.vocabulary, self.model.device
         longest = max(map(len, prompts))
         ids = torch.tensor([[vocabulary.pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
         budgets = [min(generation.max_new_tokens, self.context - len(prompt)) for prompt in prompts]
-        rules = GrammarProcessor(
-            grammar(answer_template(self.prompts.dialect, kind), vocabulary),
-            vocabulary,
-            rows=self.model.get_output_embeddings().weight.shape[0],
-            prompt_length=longest,
-            budgets=budgets,
-            max_text_tokens=generation.max_text_tokens,
-        )
+        rules = LogitsProcessorList()
+        if kind is not None:
+            rules.append(
+                GrammarProcessor(
+                    grammar(answer_template(self.prompts.dialect, kind), vocabulary),
+                    vocabulary,
+                    rows=self.model.get_output_embeddings().weight.shape[0],
+                    prompt_length=longest,
+                    budgets=budgets,
+                    max_text_tokens=generation.max_text_tokens,
+                )
+            )
         seeds = [seed_of(prompt, seed) for prompt in prompts]
         stops = [] if vocabulary.eoa is not None else [SpeltEnd(vocabulary, longest)]
         settings = GenerationConfig(
             do_sample=False,
-            max_new_tokens=max(budgets),
+            # The grammar keeps each reply within its own budget; without one, all have the least.
+            max_new_tokens=max(budgets) if rules else min(budgets),
             eos_token_id=[*end_tokens(vocabulary), cut_token(vocabulary)],
             pad_token_id=vocabulary.pad,
             bos_token_id=vocabulary.bos,
@@ -142,7 +162,7 @@ class SpeechLanguageModel:
             input_ids=ids,
             attention_mask=mask,
             generation_config=settings,
-            logits_processor=LogitsProcessorList([rules, *sampling(generation, seeds, device)]),
+            logits_processor=LogitsProcessorList([*rules, *sampling(generation, seeds, device)]),
             stopping_criteria=StoppingCriteriaList(stops),
         )
         ends = {*end_tokens(vocabulary), cut_token(vocabulary)}

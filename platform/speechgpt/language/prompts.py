@@ -30,9 +30,10 @@ META = (
 """The published prefix, letter for letter."""
 PREFIXES: Mapping[str, str] = {"": "", "speechgpt": META}
 
-Kind = Literal["transcribe", "speak", "text", "s2s", "s2t", "t2s", "t2t", "direct"]
+Kind = Literal["transcribe", "speak", "text", "s2s", "s2t", "t2s", "t2t", "direct", "standard"]
 """The tasks: cross-modal (recognition, speaking), text alone, the four chain-of-modality forms (speech or text in,
-speech or text out), and `direct`, which is `s2s` with the transcript left out."""
+speech or text out), `direct`, which is `s2s` with the transcript left out, and `standard`, which is `s2s` without any
+text: what the paper measures the chain against (SPEC 7)."""
 
 # Slots: description, question and answer are text; question_units and answer_units are speech.
 # Descriptions carry their own final punctuation.
@@ -55,6 +56,8 @@ _PAPER: Mapping[Kind, str] = {
     "instruction and get the text response. <eoh>. [SpeechGPT]: [ta] {answer}<eoa>.",
     "direct": "[Human]: This is a speech instruction: {question_units}. And your response should be speech. <eoh>. "
     "[SpeechGPT]: [ta] {answer}; [ua] {answer_units}<eoa>.",
+    "standard": "[Human]: This is a speech instruction: {question_units}. And your response should be speech. <eoh>. "
+    "[SpeechGPT]: {answer_units}<eoa>.",
 }
 # The published rows are cross-modal, spoken chains and (unverified) text; the other forms follow the pattern of those.
 _RELEASED: Mapping[Kind, str] = {
@@ -66,6 +69,7 @@ _RELEASED: Mapping[Kind, str] = {
     "t2s": "[Human]: {question}<eoh>. [SpeechGPT]: [ta] {answer}; [ua] {answer_units}<eoa>.",
     "t2t": "[Human]: {question}<eoh>. [SpeechGPT]: [ta] {answer}<eoa>.",
     "direct": "[Human]: {question_units}<eoh>. [SpeechGPT]: [ta] {answer}; [ua] {answer_units}<eoa>.",
+    "standard": "[Human]: {question_units}<eoh>. [SpeechGPT]: {answer_units}<eoa>.",
 }
 TEMPLATES: Mapping[Dialect, Mapping[Kind, str]] = {"paper": _PAPER, "released": _RELEASED}
 _SPEECH_SLOTS = {"question_units", "answer_units"}

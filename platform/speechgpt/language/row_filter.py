@@ -22,8 +22,8 @@ Reason = Literal["harmful", "personal", "style", "long_answer", "over_block", "u
 List = Literal["harmful", "personal", "style_of_a_task", "style_of_a_question"]
 """The lists of `row_filter.yaml`."""
 
-_CHAINS = ("s2s", "s2t", "t2s", "t2t", "direct")
-_SPOKEN_CHAINS = ("s2s", "t2s", "direct")
+_CHAINS = ("s2s", "s2t", "t2s", "t2t", "direct", "standard")
+_SPOKEN_CHAINS = ("s2s", "t2s", "direct", "standard")
 _MARKERS_OF_A_TURN = 3
 """`[Human]`, `<eoh>` and `[SpeechGPT]` are one token each in every vocabulary."""
 _MARKERS_OF_SPEECH = 2

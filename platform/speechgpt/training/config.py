@@ -10,7 +10,7 @@ Workers = Annotated[int, Field(ge=1)]
 StageName = Literal["base", "adaptation", "crossmodal", "chain"]
 """`base` gives a from-scratch model its text; the other three are the paper's stages 1, 2 and 3."""
 Offload = Literal["none", "cpu", "nvme"]
-RowKind = Literal["text", "units", "transcribe", "speak", "s2s", "s2t", "t2s", "t2t", "direct"]
+RowKind = Literal["text", "units", "transcribe", "speak", "s2s", "s2t", "t2s", "t2t", "direct", "standard"]
 
 
 class LoraSection(Section):

@@ -6,7 +6,7 @@ import numpy as np
 
 from speechgpt.training.config import RowKind
 
-BY_CATEGORY: frozenset[RowKind] = frozenset({"text", "s2s", "s2t", "t2s", "t2t", "direct"})
+BY_CATEGORY: frozenset[RowKind] = frozenset({"text", "s2s", "s2t", "t2s", "t2t", "direct", "standard"})
 """Kinds whose categories are drawn evenly: a small category (capitals) is learnt as well as a large one (sums)."""
 
 
