@@ -210,6 +210,43 @@ def sampling(generation: GenerationSection, seeds: Sequence[int], device: torch.
     return processors
 
 
+class Walk:
+    """How far a reply has come in its grammar, and so what may come next.
+
+    max_text_tokens: tokens outside speech that the reply may have.
+    """
+
+    def __init__(self, grammar: Grammar, vocabulary: Vocabulary, max_text_tokens: int) -> None:
+        self._grammar, self._vocabulary, self._max_text_tokens = grammar, vocabulary, max_text_tokens
+        self._merged = vocabulary.merged and vocabulary.unit_count > 1
+        self._region = self._words = 0
+        self._begun = False
+        self._last: int | None = None
+
+    def take(self, token: int) -> None:
+        is_marker = token in self._grammar.markers
+        self._region += is_marker
+        self._begun = not is_marker
+        is_unit = self._vocabulary.is_unit(token)
+        self._words += not is_unit
+        self._last = token if is_unit else None
+
+    @property
+    def state(self) -> int:
+        """The row of `allowed_tokens` that holds now."""
+        return 2 * self._region + self._begun
+
+    @property
+    def spent(self) -> bool:
+        """Whether its text has become too long: only the cut token may come."""
+        return self._grammar.regions[self._region].content == "text" and self._words >= self._max_text_tokens
+
+    @property
+    def repeated(self) -> int | None:
+        """The unit that may not come again: merged units have no adjacent duplicates."""
+        return self._last if self._merged else None
+
+
 class Decoder:
     """One reply, token by token: what `GrammarProcessor`, `sampling` and the stops do to a batch of `generate`.
 
@@ -228,23 +265,19 @@ class Decoder:
     ) -> None:
         self.tokens: list[int] = []
         self.ended = False
-        self._grammar, self._allowed, self._vocabulary = grammar, allowed, vocabulary
-        self._budget, self._max_text_tokens = budget, generation.max_text_tokens
+        self._allowed, self._vocabulary, self._budget = allowed, vocabulary, budget
+        self._walk = Walk(grammar, vocabulary, generation.max_text_tokens)
         self._sampling = sampling(generation, [seed], allowed.device)
-        self._merged = vocabulary.merged and vocabulary.unit_count > 1
         self._ends = {*end_tokens(vocabulary), cut_token(vocabulary)}
-        self._region = self._words = 0
-        self._begun = False
 
     def choose(self, scores: torch.Tensor) -> int:
         """The next token, from the model's logits for it: [rows]. Raises ArithmeticError for a NaN among them."""
-        spent = self._grammar.regions[self._region].content == "text" and self._words >= self._max_text_tokens
-        if spent:
+        if self._walk.spent:
             token = cut_token(self._vocabulary)
         else:
-            scores = scores.masked_fill(~self._allowed[2 * self._region + self._begun], -torch.inf)
-            if self._merged and self.tokens and self._vocabulary.is_unit(self.tokens[-1]):
-                scores[self.tokens[-1]] = -torch.inf
+            scores = scores.masked_fill(~self._allowed[self._walk.state], -torch.inf)
+            if (unit := self._walk.repeated) is not None:
+                scores[unit] = -torch.inf
             if self._sampling:
                 generated: Any = torch.tensor([self.tokens], dtype=torch.long)
                 scores = self._sampling(generated, scores[None])[0]
@@ -256,10 +289,7 @@ class Decoder:
 
     def _take(self, token: int) -> None:
         self.tokens.append(token)
-        is_marker = token in self._grammar.markers
-        self._region += is_marker
-        self._begun = not is_marker
-        self._words += not self._vocabulary.is_unit(token)
+        self._walk.take(token)
         spelt = spells_end(self.tokens, self._vocabulary)
         self.ended = token in self._ends or spelt or len(self.tokens) >= self._budget
 

@@ -28,6 +28,7 @@ from speechgpt.language.generation import (
 from speechgpt.language.prompts import Dialogue, Kind, PromptFormat, answer_template, kind_of, with_transcript
 from speechgpt.language.segments import Segment
 from speechgpt.language.vocabulary import Vocabulary
+from speechgpt.language.wording import Wording, context_of
 
 BATCH_ROWS = 32
 
@@ -49,15 +50,11 @@ class SpeechLanguageModel:
         Models without `prompt_format.json` are taken for the published weights, if their vocabulary is theirs. Raises
         FileNotFoundError when one of our own lacks it, ValueError when the embedding is smaller than the vocabulary.
         """
-        vocabulary = Vocabulary.load(directory)
-        if Path(directory, PromptFormat.FILE).is_file() or vocabulary.markers == "whole":
-            prompts = PromptFormat.load(directory)
-        else:
-            prompts = PromptFormat()
+        wording = Wording.load(directory)
         model: Any = AutoModelForCausalLM.from_pretrained(str(directory), dtype="auto")
-        if (rows := model.get_output_embeddings().weight.shape[0]) < vocabulary.size:
+        if (rows := model.get_output_embeddings().weight.shape[0]) < wording.vocabulary.size:
             raise ValueError(
-                f"{directory}: the model has {rows} embeddings for a vocabulary of {vocabulary.size}; "
+                f"{directory}: the model has {rows} embeddings for a vocabulary of {wording.vocabulary.size}; "
                 "it was saved before its vocabulary grew"
             )
         if adapter is not None:
@@ -65,7 +62,7 @@ class SpeechLanguageModel:
 
             model = PeftModel.from_pretrained(model, str(adapter))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model.to(device), vocabulary, prompts)
+        return cls(model.to(device), wording.vocabulary, wording.prompts)
 
     def answer(
         self, dialogues: Sequence[Dialogue], form: ReplyForm, generation: GenerationSection, seed: int = 0
@@ -186,7 +183,11 @@ class SpeechLanguageModel:
     @property
     def context(self) -> int:
         """Tokens that a prompt and its reply may have together."""
-        return getattr(self.model.config, "max_position_embeddings", 1 << 20)
+        return context_of(self.model.config)
+
+    @property
+    def wording(self) -> Wording:
+        return Wording(self.vocabulary, self.prompts, self.context)
 
 
 def _until(ids: list[int], ends: set[int]) -> list[int]:
