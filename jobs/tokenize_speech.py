@@ -5,9 +5,10 @@ shard and, for audio that cannot become units, `quarantine/tokenize-NAME.parquet
 
 What travels through Ray are names of shards and counts. An actor reads a shard's sound files, decodes them on threads,
 and writes the units itself, so that no waveform enters the object store. Shards and the batches inside them are formed
-from what they hold, never from arrival, and a shard's file appears whole under its shard's name: a job that was killed
-skips what is there and ends in the same bytes as one that was not. (Ray Data's CheckpointConfig resumes by row but
-names files by run; it could not promise that.) A store that does not answer stops the job, and sets no clip aside.
+from what they hold, never from arrival, and a shard's file appears whole under a name that says what it holds: a job
+that was killed skips what is there and ends in the same bytes as one that was not. (Ray Data's CheckpointConfig resumes
+by row but names files by run; it could not promise that.) A store that does not answer stops the job, and sets no clip
+aside.
 """
 
 import hashlib
@@ -73,6 +74,9 @@ def run(context: Context) -> dict[str, Any]:
         )
     there = set(workspace.list("units"))
     missing = [shard for shard in shards if shard.units not in there]
+    for stale in there - {shard.units for shard in shards}:
+        if stale.startswith("units/part-"):
+            workspace.delete(stale)
     for stale in set(workspace.list("quarantine")) - {shard.quarantine for shard in shards if shard.units in there}:
         if stale.startswith("quarantine/tokenize-"):
             workspace.delete(stale)

@@ -221,13 +221,42 @@ def test_long_recordings_are_split_over_shards_by_what_they_hold(tmp_path):
     place.write_table("manifest/utterances.parquet", pa.Table.from_pylist(rows, UTTERANCE_SCHEMA))
     shards = plan(place, load("tiny"))
     assert [(shard.first, shard.count) for shard in shards] == [(0, 6), (6, 6), (12, 6), (18, 2)]
-    assert [shard.units for shard in shards[:2]] == [
-        "units/part-recordings-00000.parquet",
-        "units/part-recordings-00001.parquet",
+    assert [shard.units[:28] for shard in shards[:2]] == [
+        "units/part-recordings-00000-",
+        "units/part-recordings-00001-",
     ]
 
 
-@pytest.mark.parametrize("mode", ["overlapped", "published"])
+def test_a_name_says_what_a_shard_holds(tmp_path, monkeypatch):
+    """Another sound is another name, of its own shard alone; how the manifest was read and written is of no account."""
+    from jobs import shards
+
+    place = Workspace(tmp_path)
+    rows = [{"id": f"u{n:03d}", "path": f"/{n}.wav", "sha256": f"{n:064x}", "seconds": 100.0} for n in range(20)]
+
+    def names(changed: dict[str, object], group_rows: int | None = None) -> list[str]:
+        made = pa.Table.from_pylist([*rows[:7], rows[7] | changed, *rows[8:]], UTTERANCE_SCHEMA)
+        place.write_table("manifest/utterances.parquet", made, group_rows)
+        return [shard.name for shard in plan(place, load("tiny"))]
+
+    before = names({})
+    assert len(set(before)) == 4 and before == sorted(before)
+    for changed in ({"id": "other"}, {"path": "/other.wav"}, {"sha256": "f" * 64}):
+        assert [a == b for a, b in zip(before, names(changed), strict=True)] == [True, False, True, True]
+    monkeypatch.setattr(shards, "_ROWS_AT_ONCE", 3)
+    assert names({"text": "a transcript"}, group_rows=4) == before
+
+
+@pytest.mark.ray
+def test_units_of_other_recordings_do_not_stay(ray_cluster, workspace, recipe, tmp_path):
+    files = [sound_files.write(tmp_path, f"{n}", sound_files.speech(0.5, n), "flac") for n in range(2)]
+    for file in files:
+        recordings(workspace, file)
+        tokenize(workspace, recipe)
+        assert workspace.read_table("units")["utterance_id"].to_pylist() == [file.stem]
+
+
+@pytest.mark.parametrize("mode", ["overlapped", "pauses", "published"])
 def test_clips_of_any_length_become_units_where_the_recipe_says_how(workspace, tmp_path, mode):
     """Without Ray: the actor is handed its shard."""
     sounds = {"long": speech(4.3), "short": speech(0.8, 1), "stereo": np.stack([speech(3, 2), speech(3, 3)], axis=1)}
@@ -252,7 +281,7 @@ def test_clips_of_any_length_become_units_where_the_recipe_says_how(workspace, t
     assert set(rows) == set(sounds) and refused == {"silent": "silent"}
     assert rows["short"] == short
     assert rows["long"]["seconds"] == 4.3 and rows["stereo"]["seconds"] == 3
-    lost = 0 if mode == "overlapped" else 4
+    lost = 4 if mode == "published" else 0
     assert sum(rows["long"]["durations"]) == hubert.frame_count(int(4.3 * 16000)) - lost
     section = LongAudioSection(mode=mode, seconds=1, context_seconds=0.5)
     with workspace.fetch("encoder") as directory:
@@ -302,4 +331,4 @@ def test_shards_are_planned_on_s3_as_in_a_directory(tmp_path, s3_bucket):
         recordings(place, tmp_path / "x.wav")
     local, remote = (plan(place, load("tiny")) for place in places)
     assert local == remote
-    assert [(shard.name, shard.count) for shard in remote] == [("a", 2), ("recordings-00000", 1)]
+    assert [(shard.name[:16], shard.count) for shard in remote] == [("a", 2), ("recordings-00000", 1)]

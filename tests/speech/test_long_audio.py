@@ -15,6 +15,7 @@ from speechgpt.speech.codebook import Codebook
 from speechgpt.speech.config import LongAudioSection
 from speechgpt.speech.encoder import SpeechEncoder
 from speechgpt.speech.hubert import HubertFeatures, frame_count
+from speechgpt.speech.units import expand, merge
 
 SMALL = {
     "hidden_size": 32,
@@ -148,8 +149,9 @@ def test_a_memory_mapped_clip_is_not_read_whole(tmp_path):
     wave = np.memmap(tmp_path / "hour.f32", np.float32, "w+", shape=(16_000 * 60,))
     wave[:] = noise(len(wave))
     encoder = features("base", True)
-    section = LongAudioSection(seconds=5, context_seconds=1)
-    torch.testing.assert_close(in_pieces(encoder, wave, section, 10), in_pieces(encoder, np.array(wave), section, 10))
+    for section in (LongAudioSection(seconds=5, context_seconds=1), LongAudioSection(mode="pauses", seconds=5)):
+        mapped, read = (in_pieces(encoder, each, section, 10) for each in (wave, np.array(wave)))
+        torch.testing.assert_close(mapped, read)
 
 
 @pytest.fixture(scope="module")
@@ -161,13 +163,73 @@ def shares(encoder: SpeechEncoder, wave: np.ndarray, section: LongAudioSection) 
     """Of the units of real speech in pieces, the share equal to the whole clip's: over all, within 0.5 s of a boundary;
     and how many frames are lost."""
     whole = encoder.codebook.assign(encoder._features([wave])[0]).numpy()
-    pieces = long_audio.plan(len(wave), section)
+    pieces = long_audio.plan(wave, section)
     found = encoder.codebook.assign(in_pieces(encoder._features, wave, section)).numpy()
     firsts = [piece.start // FRAME + piece.skipped for piece in pieces]
     place = np.concatenate([np.arange(first, first + piece.kept) for first, piece in zip(firsts, pieces, strict=True)])
     same = found == whole[place]
     seams = np.abs(place[:, None] - np.array(firsts[1:])).min(axis=1) < 25
     return same.mean(), same[seams].mean(), len(whole) - len(found)
+
+
+@given(
+    sound=st.lists(st.sampled_from([0.0, 1e-3, 0.1, 0.5]), min_size=1, max_size=60),
+    rest=st.integers(0, 3199),
+    longest=st.integers(1, 120),
+)
+def test_pieces_between_pauses_keep_every_frame_once_on_its_grid(sound, rest, longest):
+    """sound: loudness of each 0.2 s, some of it silence."""
+    draw = np.random.default_rng(len(sound))
+    wave = (np.repeat(sound, 3200) * draw.normal(size=3200 * len(sound))).astype(np.float32)[: 3200 * len(sound) - rest]
+    if len(wave) < MIN_SAMPLES:
+        return
+    pieces = long_audio.at_pauses(wave, longest)
+    assert pieces == long_audio.at_pauses(wave.copy(), longest)
+    place = 0
+    for piece in pieces:
+        assert (piece.start, piece.skipped) == (place * FRAME, 0), "frame i is the sound at i x 320 samples"
+        assert piece.kept == frame_count(piece.stop - piece.start), "no frame of a piece is left out"
+        assert piece.kept <= longest and (len(pieces) == 1 or piece.kept >= longest // 2)
+        place += piece.kept
+    assert place == frame_count(len(wave)) and pieces[-1].stop == len(wave)
+
+
+def test_cuts_are_where_nobody_speaks():
+    wave = noise(16_000 * 20)
+    silences = [(5.3, 5.7), (9.0, 9.3), (14.1, 14.8)]
+    for first, last in silences:
+        wave[int(first * 16_000) : int(last * 16_000)] *= 1e-3
+    # 50 Hz hum, louder than the speech, is in no pause and in every one.
+    hum = 2 * np.sin(2 * np.pi * 50 * np.arange(len(wave)) / 16_000)
+    for heard in (wave, wave + hum.astype(np.float32)):
+        cuts = [piece.start / 16_000 for piece in long_audio.at_pauses(heard, 300)][1:]
+        assert len(cuts) == len(silences)
+        for cut, (first, last) in zip(cuts, silences, strict=True):
+            assert first + 0.05 < cut < last - 0.05
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_between_pauses_each_piece_is_a_clip_of_its_own(layout, normalize):
+    encoder, wave = features(layout, normalize), noise(80_123)
+    section = LongAudioSection(mode="pauses", seconds=1)
+    pieces = long_audio.plan(wave, section)
+    assert len(pieces) > 5
+    alone = torch.cat([encoder([wave[piece.start : piece.stop]])[0] for piece in pieces])
+    for batch in (1.0, 60.0):
+        torch.testing.assert_close(in_pieces(encoder, wave, section, batch), alone, atol=1e-4, rtol=1e-4)
+    book = Codebook(alone[::7])
+    (units,) = SpeechEncoder(encoder, book, long=section).encode([wave])
+    joined = merge(
+        np.concatenate(
+            [
+                expand(u)
+                for u in SpeechEncoder(encoder, book).encode([wave[piece.start : piece.stop] for piece in pieces])
+            ]
+        )
+    )
+    assert units.units.tolist() == joined.units.tolist()
+    assert units.durations.tolist() == joined.durations.tolist() and units.durations.sum() == frame_count(len(wave))
 
 
 @pytest.mark.slow

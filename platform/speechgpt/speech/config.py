@@ -121,12 +121,13 @@ class EncoderTrainingSection(Section):
 class LongAudioSection(Section):
     """How clips that are longer than `seconds` are encoded (see `speech/long_audio.py`)."""
 
-    mode: Literal["overlapped", "published"] = "overlapped"
-    """`published`: the original's independent chunks, a seam at each end; `overlapped`: windows without a seam."""
+    mode: Literal["overlapped", "pauses", "published"] = "overlapped"
+    """`published`: the original's independent chunks, a seam at each end; `overlapped`: windows without a seam;
+    `pauses`: cut where it is quietest, each piece a clip of its own, as an encoder of short clips expects it."""
     seconds: float = Field(100.0, ge=1)
-    """Of a chunk, or of what is kept of a window. The original's chunks have 100."""
+    """Of a chunk, or of what is kept of a window, or the most of a piece. The original's chunks have 100."""
     context_seconds: float = Field(5.0, ge=0)
-    """What a window hears beyond that, on either side. Memory grows with `seconds` and twice this."""
+    """What an `overlapped` window hears beyond that, on either side. Memory grows with `seconds` and twice this."""
 
 
 class EncoderSection(Section):

@@ -8,6 +8,10 @@ is lost: frame i is the sound at i x 320 samples, as in the whole clip. Normalis
 convolution are over the whole clip, so that all that is local (convolutions, positions) is exact; attention hears the
 window alone, which is what keeps memory bounded, and all that differs from the whole clip.
 
+`pauses`: cut at the quietest 0.2 s of the second half of each `seconds`, on the grid of frames; no frame is lost. Each
+piece is a clip of its own, normalised by itself: its frames are those that it has alone, its units joined are the
+clip's.
+
 Share of units equal to the whole clip's, four minutes of the shipped recordings, shipped encoder: within 0.5 s of a
 boundary 64 % in chunks of 30 s and 60 % of 100 s, 92 to 98 % in windows of either with 1 to 10 s of context; over all
 frames 93 and 97 % in chunks, 92 to 98 % in windows. (Away from boundaries both differ from the whole alike: in how far
@@ -18,17 +22,21 @@ happen to begin there do, too (those of 12 s with 5 s of context, of the first m
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from speechgpt.speech.activity import frame_energies
 from speechgpt.speech.audio import FRAME, MIN_SAMPLES, SAMPLE_RATE
 from speechgpt.speech.config import LongAudioSection
 from speechgpt.speech.hubert import ClipStatistics, HubertFeatures, frame_count
 
 _BLOCK = 10 * SAMPLE_RATE
 """Samples looked at in one go where statistics are gathered."""
+_PAUSE = 10
+"""Frames (0.2 s) that are to be quiet around a cut: longer than the closure of a plosive, within a word."""
 
 
 class Window(NamedTuple):
@@ -67,13 +75,39 @@ def windows(samples: int, inner: int, context: int) -> list[Window]:
     return found
 
 
-def plan(samples: int, section: LongAudioSection) -> list[Window]:
+def at_pauses(wave: np.ndarray, longest: int) -> list[Window]:
+    """Pieces of at most `longest` frames, and at least half of that where there are several, cut where it is quietest.
+
+    Their frames are the clip's, each once and in order; a piece ends with its last frame, which reaches 80 samples into
+    the next one. Of places that are equally quiet the last is taken. Raises ValueError for a clip without a frame.
+    """
+    _check(len(wave))
+    total, half = frame_count(len(wave)), longest // 2
+    # The mean of the _PAUSE frames around each boundary: place i is the boundary before frame i.
+    sums = np.concatenate([[0.0], np.cumsum(frame_energies(wave), dtype=np.float64)])
+    places = np.arange(len(sums))
+    after, before = np.minimum(places + _PAUSE // 2, len(sums) - 1), np.maximum(places - _PAUSE // 2, 0)
+    loudness = (sums[after] - sums[before]) / np.maximum(after - before, 1)
+    cuts = [0]
+    while total - cuts[-1] > longest:
+        first = cuts[-1] + max(1, half)
+        last = max(first, min(cuts[-1] + longest, total - half))
+        quietest = np.argmin(loudness[first : last + 1][::-1])
+        cuts.append(last - int(quietest))
+    edges = pairwise([*cuts, total])
+    # As in `windows`: the clip's last samples make no frame, and are heard nevertheless.
+    return [Window(a * FRAME, len(wave) if b == total else (b - 1) * FRAME + MIN_SAMPLES, 0, b - a) for a, b in edges]
+
+
+def plan(wave: np.ndarray, section: LongAudioSection) -> list[Window]:
     """The windows of a clip, by the recipe."""
     if section.mode == "published":
-        return chunks(samples, round(section.seconds * SAMPLE_RATE))
+        return chunks(len(wave), round(section.seconds * SAMPLE_RATE))
     frames_a_second = SAMPLE_RATE / FRAME
-    inner, context = section.seconds * frames_a_second, section.context_seconds * frames_a_second
-    return windows(samples, max(1, round(inner)), math.ceil(context))
+    inner, context = max(1, round(section.seconds * frames_a_second)), section.context_seconds * frames_a_second
+    if section.mode == "pauses":
+        return at_pauses(wave, inner)
+    return windows(len(wave), inner, math.ceil(context))
 
 
 def frames_of(
@@ -84,13 +118,16 @@ def frames_of(
     wave: float32 [samples] at 16 kHz; a memory-mapped one is never read whole. batch_seconds: sound in one forward
     pass, unless a single window has more.
     """
-    pieces = plan(len(wave), section)
-    statistics = gather(features, wave, with_channels=section.mode == "overlapped")
+    pieces = plan(wave, section)
+    statistics = None
+    if section.mode != "pauses":
+        statistics = gather(features, wave, with_channels=section.mode == "overlapped")
     longest = max(piece.stop - piece.start for piece in pieces)
     together = max(1, int(batch_seconds * SAMPLE_RATE) // longest)
     for first in range(0, len(pieces), together):
         batch = pieces[first : first + together]
-        heard = features.of_stretches([np.array(wave[p.start : p.stop], np.float32) for p in batch], statistics)
+        waves = [np.array(wave[p.start : p.stop], np.float32) for p in batch]
+        heard = features(waves) if statistics is None else features.of_stretches(waves, statistics)
         for piece, frames in zip(batch, heard, strict=True):
             yield frames[piece.skipped : piece.skipped + piece.kept]
 
