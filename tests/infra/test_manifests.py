@@ -324,3 +324,21 @@ def test_refusal_is_wrong_usage_and_leaves_nothing(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "engine.workers" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_serving_node_lives_until_its_longest_request_is_answered(tmp_path: Path) -> None:
+    """Serve's replicas, Ray's drain of the node and Kubernetes' patience, in this order."""
+    from ray._private import ray_constants
+
+    from serve.scaling import options
+
+    override = "serving.request_timeout_seconds=200.5"
+    serving = recipe.load("nano", (override,)).serving
+    replica = options(serving.language, serving)["graceful_shutdown_timeout_s"]
+    service = render(tmp_path, "kuberay", "--set", override)["rayservice.yaml"][-1]
+    for pod in pods_of(service["spec"]["rayClusterConfig"])[1:]:
+        [container] = pod["spec"]["containers"]
+        told = {variable["name"]: variable.get("value") for variable in container["env"]}
+        drain = float(told["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+        assert replica <= drain < pod["spec"]["terminationGracePeriodSeconds"] <= drain + 60
+    assert hasattr(ray_constants, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"), "Ray reads this variable"

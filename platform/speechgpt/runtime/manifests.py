@@ -29,6 +29,8 @@ API_KEY = "SPEECHGPT_API_KEY"
 PROXY_CALLBACK = "serve.edge:proxy_middlewares"
 MAX_BODY = "SPEECHGPT_MAX_BODY_BYTES"
 """Refuses oversized bodies before Serve reads them; named, not imported: the serving code stands above this room."""
+DRAIN_SECONDS = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+"""How long a node that was told to end lets its replicas finish, before Ray ends its processes; Ray's own is 30."""
 DASHBOARD_PORT, METRICS_PORT = 8265, 8080
 _UNPRIVILEGED = {
     "runAsNonRoot": True,
@@ -40,6 +42,8 @@ _TIGHT = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 _HEAD = NodeSection(cpus=2, memory_gib=8, gpus=0)
 _RAYLET_HEALTH = {"path": "/api/local_raylet_healthz", "port": 52365}
 """Served by Ray's agent on every node, without a token."""
+_NOTICE_SECONDS = 30
+"""For Ray to end its processes, once a node has drained."""
 
 
 class ManifestError(ValueError):
@@ -83,6 +87,8 @@ class _Container:
     ready: Mapping[str, Any] = field(default_factory=lambda: _RAYLET_HEALTH)
     """The HTTP request that says whether traffic may come."""
     environment: Sequence[Manifest] = ()
+    farewell_seconds: int = 60
+    """From the word to end until it is killed: time for Ray to move what it can."""
 
 
 def check_demand(resources: ResourcesSection, serving: ServingSection, training: TrainingWorkers) -> None:
@@ -155,6 +161,8 @@ def ray_service(
     CREDENTIALS_SECRET, and answers while its head is away (its state is in Redis).
     """
     cpu_nodes, gpu_nodes = serving_nodes(resources, serving)
+    # Replicas finish what they have begun (serve/scaling.py), and neither Ray nor Kubernetes ends a node before that.
+    longest_request = math.ceil(serving.request_timeout_seconds)
     worker = _Container(
         "ray-worker",
         component="service",
@@ -165,7 +173,9 @@ def ray_service(
             {"name": "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "value": PROXY_CALLBACK},
             {"name": MAX_BODY, "value": str(serving.max_body_bytes)},
             {"name": API_KEY, "valueFrom": {"secretKeyRef": {"name": CREDENTIALS_SECRET, "key": API_KEY}}},
+            {"name": DRAIN_SECONDS, "value": str(longest_request)},
         ],
+        farewell_seconds=longest_request + _NOTICE_SECONDS,
     )
     spec = {
         "serveConfigV2": yaml.safe_dump(serve_config(application, serving), sort_keys=False),
@@ -297,8 +307,7 @@ def _pod(release: Release, container: _Container, node: NodeSection) -> Manifest
         mounts.append({"name": "recipe", "mountPath": str(PurePosixPath(RECIPE_PATH).parent), "readOnly": True})
     spec: Manifest = {
         "securityContext": dict(_UNPRIVILEGED),
-        # A node that goes away lets Ray move what it can; the default of 30 s is as long as Serve's health check.
-        "terminationGracePeriodSeconds": 60,
+        "terminationGracePeriodSeconds": container.farewell_seconds,
         "containers": [
             {
                 "name": container.name,
