@@ -32,5 +32,5 @@ def test_a_question_waits_for_its_answer(question: bytes) -> None:
 def test_more_noise_changes_more_units(question: bytes) -> None:
     listener = Listener(NANO, "none")
     edits = [listener.stability({"a": question}, decibels, 1)["a"] for decibels in (60.0, 20.0, -10.0)]
-    assert np.all(np.diff(edits) > 0)
+    assert np.all(np.diff(edits) >= 0)
     assert edits[0] < 0.3 < edits[2]

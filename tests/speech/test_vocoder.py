@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from speechgpt.speech.config import GeneratorSection
+from speechgpt.speech.frozen_hifigan import multiplies_bfloat16
 from speechgpt.speech.units import merge
 from speechgpt.speech.vocoder import UnitVocoder, Vocoder, VocoderError
 
@@ -155,6 +156,7 @@ def test_a_padded_pass_through_the_model_equals_the_clips_alone(random_vocoder: 
         np.testing.assert_allclose(sound[: len(alone)], alone, rtol=0, atol=1e-5)
 
 
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor has no bfloat16 convolutions")
 def test_bfloat16_is_asked_for_and_sounds_nearly_the_same(random_vocoder: Make) -> None:
     exact = random_vocoder(SECTIONS["hifigan"])
     rough = Vocoder(exact.model, "bfloat16")
@@ -163,8 +165,14 @@ def test_bfloat16_is_asked_for_and_sounds_nearly_the_same(random_vocoder: Make) 
         assert sound.dtype == np.float32
         assert 0 < np.abs(sound - wanted).max() < 0.1
         assert np.std(sound - wanted) < 0.05 * np.std(wanted)
+
+
+def test_bfloat16_is_refused_where_it_cannot_be_had(random_vocoder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VocoderError, match="bfloat16: only a HiFi-GAN on a CPU"):
         Vocoder(random_vocoder(SECTIONS["istft"]).model, "bfloat16")
+    monkeypatch.setattr("speechgpt.speech.vocoder.multiplies_bfloat16", lambda: False)
+    with pytest.raises(VocoderError, match="bfloat16: this processor has no instructions"):
+        Vocoder(random_vocoder(SECTIONS["hifigan"]).model, "bfloat16")
 
 
 def test_weights_that_change_are_heard(random_vocoder: Make) -> None:

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from speechgpt.speech.audio import FRAME
 from speechgpt.speech.config import GeneratorSection
-from speechgpt.speech.frozen_hifigan import LONGEST, FrozenHifiGan
+from speechgpt.speech.frozen_hifigan import LONGEST, FrozenHifiGan, multiplies_bfloat16
 from speechgpt.speech.generators import HifiGanGenerator, IstftGenerator, Sound, version
 from speechgpt.speech.stream_generators import HifiGanStream
 
@@ -100,14 +100,16 @@ class UnitVocoder(nn.Module):
 class Vocoder:
     """A vocoder directory of a bundle: `config.json` and `model.safetensors` (weight norm folded).
 
-    precision: `bfloat16` lets a HiFi-GAN on a CPU compute in it: several times as fast where the CPU has instructions
-    for it, and to about 1 % of the sound's level the same; durations and lengths do not change.
+    precision: `bfloat16` lets a HiFi-GAN on a CPU that has instructions for it compute in it: several times as fast,
+    and to about 1 % of the sound's level the same; durations and lengths do not change.
     """
 
     def __init__(self, model: UnitVocoder, precision: Precision = "float32") -> None:
         self.model = model.eval()
         if precision != "float32" and (model.section.head != "hifigan" or self._device.type != "cpu"):
             raise VocoderError(f"precision {precision}: only a HiFi-GAN on a CPU has it; leave it at float32")
+        if precision != "float32" and not multiplies_bfloat16():
+            raise VocoderError(f"precision {precision}: this processor has no instructions for it; leave it at float32")
         self.precision = precision
         self._frozen: tuple[tuple, FrozenHifiGan] | None = None
 

@@ -47,13 +47,14 @@ def run(count: int, threads: int, seed: int, folder: Path, advance: Callable[[in
 
     import torch
 
+    from speechgpt.speech.frozen_hifigan import multiplies_bfloat16
     from speechgpt.speech.vocoder import Precision, Vocoder, fold_weight_norm
 
     torch.set_num_threads(threads)
     model = audible(seed)
     torch.save({"generator": published_state(model)}, folder / "g_00000001")
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16") if multiplies_bfloat16() else ("float32",)
     vocoders = {name: Vocoder(copy.deepcopy(model), name) for name in precisions}
     clips = mixed_units(count, seed)
     theirs, lean, ours = Taken(), Taken(), {name: Taken() for name in vocoders}
@@ -104,12 +105,17 @@ def run(count: int, threads: int, seed: int, folder: Path, advance: Callable[[in
             "wall_ratio": round(theirs.wall / ours["float32"].wall, 2),
             "ratio_to_fairseq_without_gradients": round(lean.processor / ours["float32"].processor, 2),
             "largest_difference": difference["float32"],
-            "bfloat16": {
-                "figure": round(seconds / ours["bfloat16"].processor, 2),
-                "ratio": round(theirs.processor / ours["bfloat16"].processor, 2),
-                "ratio_to_fairseq_without_gradients": round(lean.processor / ours["bfloat16"].processor, 2),
-                "wall_ratio": round(theirs.wall / ours["bfloat16"].wall, 2),
-                "largest_difference": difference["bfloat16"],
+            # Those that this processor has.
+            **{
+                name: {
+                    "figure": round(seconds / taken.processor, 2),
+                    "ratio": round(theirs.processor / taken.processor, 2),
+                    "ratio_to_fairseq_without_gradients": round(lean.processor / taken.processor, 2),
+                    "wall_ratio": round(theirs.wall / taken.wall, 2),
+                    "largest_difference": difference[name],
+                }
+                for name, taken in ours.items()
+                if name != "float32"
             },
             "streaming": {name: streaming(made, seed) for name, made in vocoders.items()},
             "floor": {
