@@ -116,18 +116,18 @@ def in_chunks(call: "Call", clips: "Sequence[Clip]", counter: Counter, parts: Pa
 
 
 def verdicts(items: "Sequence[Item]", judge: "Judge", parts: Parts, progress: Progress) -> "dict[Item, Verdict]":
-    """The judge's verdict on each different item; those of an earlier attempt are not asked for again."""
+    """The judge's verdict on each item; what it was asked before, for whomever, it is not asked again."""
     from speechgpt.evaluation.judge import Item, Verdict
 
     known = {Item(*item): Verdict(*verdict) for item, verdict in parts.get("verdicts") or ()}
-    missing = [item for item in dict.fromkeys(items) if item not in known]
+    missing = [item for item in dict.fromkeys(map(judge.seen, items)) if item not in known]
     with progress.count(f"judging by {judge.name}", len(known) + len(missing), "answers", len(known)) as counter:
         for start in range(0, len(missing), _CHUNK):
             chunk = missing[start : start + _CHUNK]
             known |= zip(chunk, judge.score(chunk), strict=True)
             parts.put("verdicts", list(known.items()))
             counter.advance(len(chunk))
-    return known
+    return {item: known[judge.seen(item)] for item in items}
 
 
 def _heard(asking: "Asking") -> str:

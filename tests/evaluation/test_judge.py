@@ -194,6 +194,14 @@ def test_a_service_that_is_no_chat_is_told(serve, monkeypatch, content):
         judge(service, monkeypatch).score([ITEM])
 
 
+def test_it_is_not_asked_twice_about_what_looks_the_same_to_it(serve, monkeypatch):
+    one, other = ITEM, ITEM._replace(well_formed=False)
+    asked = judge(serve(chat("3")), monkeypatch)
+    assert asked.seen(one) == asked.seen(other) and Rules().seen(one) != Rules().seen(other)
+    paper_s = judge(serve(chat("3")), monkeypatch, shows_right_answer=False)
+    assert paper_s.seen(one) == paper_s.seen(one._replace(right="six")) != asked.seen(one)
+
+
 def test_silence_is_judged_without_asking(serve, monkeypatch):
     service = serve(chat("5"))
     assert judge(service, monkeypatch).score([ITEM._replace(reply=" … ")]) == [Verdict(1)]

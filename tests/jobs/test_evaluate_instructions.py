@@ -36,6 +36,9 @@ class Counting:
     def __init__(self, until: int = 1000) -> None:
         self.until, self.judged = until, []
 
+    def seen(self, item):
+        return item
+
     def score(self, items):
         if len(self.judged) >= self.until:
             raise JudgeError("gone")

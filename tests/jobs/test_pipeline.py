@@ -119,6 +119,27 @@ def test_again_nothing_is_done_twice(made):
 
 
 @whole
+def test_the_paper_s_evaluation_asks_the_bundle_and_every_stage(made):
+    place, _ = made
+    # The model without the chain is the same one here: what counts is that both halves are asked.
+    settings = (f"standard={place.path('bundles/tiny')}", "questions=3", "tasks=2", "retention=3")
+    command = ["evaluate-instructions", "--recipe", "tiny", "--workspace", place.uri]
+    for setting in settings:
+        command += ["--set", f"instruction_following.{setting}"]
+    done = speechgpt(*command)
+    figures = place.read_json("reports/instruction_following.json")
+    rows = place.read_table("reports/instruction_following.parquet").to_pylist()
+    assert figures["rows"] == len(rows) == len({(row["system"], row["kind"], row["id"]) for row in rows})
+    assert list(figures["retention"]) == ["untrained", "base", "adaptation", "crossmodal", "chain"]
+    assert all(ways["standard"]["asked"] == ways["s2s"]["asked"] == 3 for ways in figures["ablation"].values())
+    assert {row["speaker"] for row in rows} == {"low"}, "the voice that no training heard"
+    assert done["figures"]["score"]["t2t"]["model"] is not None
+    page = place.read_bytes("reports/instruction_following.html").decode()
+    assert page.startswith("<!doctype html>") and "What stays in text" in page
+    assert speechgpt(*command)["skipped"]
+
+
+@whole
 def test_the_demo_serves_what_was_made_and_asks_it_aloud(made):
     place, _ = made
     shown = speechgpt("demo", "--recipe", "tiny", "--workspace", place.uri)

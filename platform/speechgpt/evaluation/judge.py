@@ -62,6 +62,10 @@ class Verdict(NamedTuple):
 class Judge(Protocol):
     name: str
 
+    def seen(self, item: Item) -> Item:
+        """As much of an item as it looks at: items that are equal so need one verdict."""
+        ...
+
     def score(self, items: Sequence[Item]) -> list[Verdict]:
         """A verdict on each item, in order. Raises JudgeError."""
         ...
@@ -76,6 +80,9 @@ class Rules:
     """Scores without a model, the same everywhere (see the module)."""
 
     name = "rules"
+
+    def seen(self, item: Item) -> Item:
+        return item
 
     def score(self, items: Sequence[Item]) -> list[Verdict]:
         return [
@@ -116,6 +123,10 @@ class ChatJudge:
         self._service = HttpService(
             section.base_url, section.key_env, section.timeout_seconds, section.retries, wanted="rating"
         )
+
+    def seen(self, item: Item) -> Item:
+        right = item.right if self._section.shows_right_answer else None
+        return item._replace(right=right, well_formed=True)
 
     def score(self, items: Sequence[Item]) -> list[Verdict]:
         with ThreadPoolExecutor(self._section.together) as threads:
