@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from speechgpt.language.prompts import Kind, Turn
     from speechgpt.language.segments import Segment
     from speechgpt.language.unfolding import Unfolding
+    from speechgpt.language.wording import Wording
 
 
 @dataclass(frozen=True)
@@ -134,18 +135,25 @@ Unfolded = Words | Units | Reply | TooLong
 class Prompter:
     """A bundle's language model, as tasks and replies. seconds: after so long a reply is given up."""
 
-    def __init__(self, model: "SpeechLanguageModel", engine: Engine, seconds: float) -> None:
-        self._model = model
+    def __init__(self, wording: "Wording", engine: Engine, seconds: float) -> None:
+        self._wording = wording
         self._engine = engine
         self._seconds = seconds
 
     @classmethod
     def load(cls, bundle: Path, serving: ServingSection) -> "Prompter":
-        """`serving.language.batch` replies are generated at a time."""
+        """`serving.language.batch` replies are generated at a time, by `serving.language.engine`."""
+        adapter = bundle / "adapter" if (bundle / "adapter").is_dir() else None
+        if serving.language.engine == "vllm":
+            from serve.vllm_engine import VllmEngine
+            from speechgpt.language.wording import Wording
+
+            wording = Wording.load(bundle / "language")
+            engine = VllmEngine.load(bundle / "language", adapter, wording, serving)
+            return cls(wording, engine, serving.request_timeout_seconds)
         from speechgpt.language.model import SpeechLanguageModel
 
-        adapter = bundle / "adapter"
-        model = SpeechLanguageModel.load(bundle / "language", adapter if adapter.is_dir() else None)
+        model = SpeechLanguageModel.load(bundle / "language", adapter)
         if model.model.device.type == "cpu":
             # Exact, as fast here, and it leaves a greedy choice to the model where bfloat16 leaves it to the batch.
             model.model.float()
@@ -156,11 +164,11 @@ class Prompter:
         from speechgpt.language.batching import ContinuousBatch
 
         seconds = serving.request_timeout_seconds
-        return cls(model, LocalEngine(ContinuousBatch(model, serving.language.batch), seconds), seconds)
+        return cls(model.wording, LocalEngine(ContinuousBatch(model, serving.language.batch), seconds), seconds)
 
     @property
     def unit_count(self) -> int:
-        return self._model.vocabulary.unit_count
+        return self._wording.vocabulary.unit_count
 
     @property
     def ongoing(self) -> int:
@@ -188,7 +196,7 @@ class Prompter:
             return
         seed = secrets.randbits(31) if prompt.sampling.seed is None else prompt.sampling.seed
         request = Request(prompt.ids, prompt.kind, prompt.sampling.generation, seed, self._seconds)
-        unfolding, pacing = Unfolding(self._model.vocabulary, prompt.kind), Pacing()
+        unfolding, pacing = Unfolding(self._wording.vocabulary, prompt.kind), Pacing()
         async with aclosing(self._engine.tokens(request)) as tokens:
             async for few in tokens:
                 for piece in _pieces(unfolding, pacing, few):
@@ -198,7 +206,7 @@ class Prompter:
             yield Words(words.field, words.text)
         for units in pacing.finish():
             yield Units(units)
-        count = self._model.vocabulary.encode_plain
+        count = self._wording.vocabulary.encode_plain
         yield Reply(
             answer.transcript,
             answer.text,
@@ -230,7 +238,7 @@ class Prompter:
         from speechgpt.language import console
         from speechgpt.language.prompts import kind_of
 
-        prompts = self._model.prompts
+        prompts = self._wording.prompts
         segments: list[Segment]
         kind: Kind
         match task:
@@ -240,14 +248,14 @@ class Prompter:
                 segments, kind = prompts.transcription(units), "transcribe"
             case Read(text, sampling):
                 segments, kind = prompts.speaking(text), "speak"
-            case Typed(parts, sampling) if self._model.vocabulary.markers == "released":
+            case Typed(parts, sampling) if self._wording.vocabulary.markers == "released":
                 segments, kind = console.published_prompt(prompts.prefix, parts), console.task(parts)
             case Typed(parts, sampling):
                 segments, kind = console.taught_prompt(prompts, parts)
-        ids = self._model.vocabulary.encode_prompt(segments)
-        if len(ids) >= self._model.context:
-            return TooLong(len(ids), self._model.context)
-        heard = len(self._model.vocabulary.units(ids))
+        ids = self._wording.vocabulary.encode_prompt(segments)
+        if len(ids) >= self._wording.context:
+            return TooLong(len(ids), self._wording.context)
+        heard = len(self._wording.vocabulary.units(ids))
         return Prompt(tuple(ids), kind, sampling, len(ids) - heard, heard)
 
 

@@ -100,9 +100,15 @@ def start(source: "Source", chosen: "Recipe") -> None:
 
     from serve import app
     from serve.edge import MAX_BODY_VARIABLE
+    from serve.vllm_engine import VllmMissingError, check_installed
     from speechgpt.runtime.cluster import connect
 
     serving = chosen.serving
+    if serving.language.engine == "vllm":
+        try:
+            check_installed()
+        except VllmMissingError as error:
+            raise ServeError(str(error)) from None
     environment = {**_EDGE, MAX_BODY_VARIABLE: str(serving.max_body_bytes)}
     connect(chosen.resources)
     if GATEWAY not in serve.status().applications:

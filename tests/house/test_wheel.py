@@ -73,7 +73,8 @@ def _find_links() -> dict[str, str]:
     return {"UV_FIND_LINKS": match[1]} if match and Path(match[1]).is_dir() else {}
 
 
-def test_constraints_are_names_and_versions_only() -> None:
-    lines = (HOUSE / "constraints.txt").read_text().split()
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-vllm.txt"])
+def test_constraints_are_names_and_versions_only(file: str) -> None:
+    lines = (HOUSE / file).read_text().split()
     assert lines
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)] == []

