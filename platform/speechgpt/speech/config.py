@@ -104,9 +104,32 @@ class TeacherSection(Section):
     """Frames that the teacher's codebook is fitted on."""
 
 
+class MaskingSection(Section):
+    """HuBERT's own training: what was hidden is predicted from what was not (Hsu et al., 2021, section II)."""
+
+    iterations: int = Field(2, ge=1)
+    """The first predicts units of `teacher`, each further one those of the encoder before; all start from nothing."""
+    start_probability: float = Field(0.08, gt=0, le=1)
+    """That a hidden stretch begins at a frame."""
+    span: int = Field(10, ge=1)
+    """Frames of a hidden stretch; stretches may overlap."""
+    layer: int = -1
+    """Transformer layer, 1-based, whose frames are clustered for the next iteration; -1 is the last. HuBERT Base took
+    6 of 12."""
+    clusters: int = Field(500, ge=2, le=32767)
+    """Of those frames; `teacher.clusters` are the first iteration's (HuBERT: 100 of MFCCs)."""
+    projection: int = Field(256, ge=1)
+    """Dimensions in which a frame is compared with the units."""
+    temperature: float = Field(0.1, gt=0)
+
+
 class EncoderTrainingSection(Section):
+    objective: Literal["distil", "masked"] = "distil"
+    """`distil`: hear what a stronger teacher hears; `masked`: HuBERT's own training, which needs recordings alone."""
     teacher: TeacherSection = TeacherSection()
+    masked: MaskingSection = MaskingSection()
     steps: int = Field(2000, ge=1)
+    """Of each iteration."""
     batch_seconds: float = Field(40.0, gt=0)
     """Seconds of audio in one optimiser step of one worker."""
     learning_rate: float = 1e-3
@@ -115,7 +138,8 @@ class EncoderTrainingSection(Section):
     workers: int = Field(1, ge=1)
     checkpoint_every: int = Field(200, ge=1)
     augment: float = Field(0.7, ge=0, le=1)
-    """Share of clips whose speed, pitch, vocal-tract length, noise, room or band is changed for the student."""
+    """Share of clips whose speed, pitch, vocal-tract length, noise, room or band is changed for the student. HuBERT's
+    own training has none."""
 
 
 class LongAudioSection(Section):

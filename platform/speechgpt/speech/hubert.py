@@ -147,15 +147,18 @@ class HubertFeatures:
         self.model.encoder(self.model.feature_projection(padded), None if inside.all() else inside)
         return self._output
 
-    def forward(self, batch: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-        """batch: [clips, samples], zero after each clip. Returns [clips, frames, dimensions], with gradients."""
+    def forward(self, batch: torch.Tensor, lengths: list[int], hidden: torch.Tensor | None = None) -> torch.Tensor:
+        """batch: [clips, samples], zero after each clip. Returns [clips, frames, dimensions], with gradients.
+
+        hidden: bool [clips, frames], what the transformer is not shown.
+        """
         if self._front_end is not None:
             raise RuntimeError("a frozen HuBERT has no forward pass with gradients")
         if self._group_norm is not None:
             self._group_norm.lengths = torch.tensor(lengths)
         samples = torch.arange(batch.shape[1])
         mask = (samples < torch.tensor(lengths)[:, None]).long()
-        self.model(batch, attention_mask=mask.to(batch.device))
+        self.model(batch, attention_mask=mask.to(batch.device), mask_time_indices=hidden)
         return self._output
 
     def _keep(self, _block: nn.Module, _inputs: object, output: object) -> None:

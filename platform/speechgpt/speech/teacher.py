@@ -1,4 +1,4 @@
-"""Frame features of a stronger (Whisper) or simpler (MFCC) listener, at the encoder's frame rate, to distil from."""
+"""Frame features of a stronger (Whisper), simpler (MFCC) or earlier (HuBERT) listener, at the encoder's frame rate."""
 
 import functools
 import os
@@ -10,7 +10,7 @@ import numpy as np
 
 from speechgpt.speech.audio import FRAME, SAMPLE_RATE
 from speechgpt.speech.config import TeacherSection
-from speechgpt.speech.hubert import frame_count
+from speechgpt.speech.hubert import HubertFeatures, frame_count
 
 
 class Teacher(Protocol):
@@ -82,6 +82,16 @@ class MfccTeacher:
         curve = np.gradient(slope, axis=0) if count > 1 else slope
         stacked = np.concatenate([cepstra, slope, curve], axis=1)
         return ((stacked - stacked.mean(0)) / (stacked.std(0) + 1e-3)).astype(np.float32)
+
+
+class HubertTeacher:
+    """An encoder directory's own frames: HuBERT's second iteration learns from the first."""
+
+    def __init__(self, directory: str | os.PathLike) -> None:
+        self._features = HubertFeatures.load(directory)
+
+    def frames(self, wave: np.ndarray) -> np.ndarray:
+        return self._features([wave])[0].numpy()
 
 
 @functools.cache

@@ -88,7 +88,7 @@ def distil(
     for step in range(first_step, section.steps):
         draw = np.random.default_rng((seed, step))
         torch.manual_seed(int(draw.integers(2**62)))  # dropout is a function of seed and step, too
-        waves, targets = _changed([clip(i) for i in next(batches)], section.augment, draw)
+        waves, targets = changed([clip(i) for i in next(batches)], section.augment, draw)
         batch, lengths = pad(waves, normalize)
         with torch.autocast("cpu", torch.bfloat16, enabled=section.precision == "bf16"):
             logits = student(batch, lengths).float()
@@ -121,6 +121,7 @@ def frame_accuracy(student: Student, clips: list[Clip], normalize: bool) -> floa
     return right / max(total, 1)
 
 
-def _changed(clips: list[Clip], share: float, draw: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def changed(clips: list[Clip], share: float, draw: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Waves and targets, that share of the clips augmented."""
     pairs = [augment(wave, targets, draw) if draw.random() < share else (wave, targets) for wave, targets in clips]
     return [wave for wave, _ in pairs], [targets for _, targets in pairs]
