@@ -225,9 +225,9 @@ class Prompter:
         if not isinstance(task, Ask) or not task.forgetful:
             return prompt
         # Half of a context that is smaller than what may be answered is still a conversation.
-        room = min(task.sampling.generation.max_new_tokens, self._model.context // 2)
+        room = min(task.sampling.generation.max_new_tokens, self._wording.context // 2)
         dialogue = task.dialogue
-        while len(dialogue) > 2 and (isinstance(prompt, TooLong) or len(prompt.ids) + room > self._model.context):
+        while len(dialogue) > 2 and (isinstance(prompt, TooLong) or len(prompt.ids) + room > self._wording.context):
             dialogue = dialogue[2:]
             prompt = self._prompt(replace(task, dialogue=dialogue))
         if isinstance(prompt, TooLong):
