@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from own_limits import OwnLimits
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -19,34 +20,11 @@ from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from serve import visits
-from serve.edge import BUNDLE_HEADER, Edge
+from serve.edge import BUNDLE_HEADER, Edge, Pace
 from serve.guard import SUBPROTOCOL, ApiKey, BodyLimit, Guard
 from serve.keys import Allowance, KeyFile, KeyRing, hash_key, new_key
-from serve.limits import Lease, Limits, Refusal
 
 KEY = "sk-secret"
-
-
-class OwnLimits:
-    """The real counts, in this process rather than in an actor."""
-
-    def __init__(self) -> None:
-        self._limits = Limits()
-
-    async def enter(self, key: str, allowance: Allowance, seconds: float) -> Lease | Refusal:
-        return self._limits.enter(key, allowance, seconds)
-
-    async def count(self, key: str, allowance: Allowance) -> Refusal | None:
-        return self._limits.count(key, allowance)
-
-    def charge(self, key: str, audio_seconds: float, tokens: int) -> None:
-        self._limits.charge(key, audio_seconds, tokens)
-
-    def renew(self, key: str, lease: Lease, seconds: float) -> None:
-        self._limits.renew(key, lease, seconds)
-
-    def leave(self, key: str, lease: Lease) -> None:
-        self._limits.leave(key, lease)
 
 
 async def answer(request: Request) -> PlainTextResponse:
@@ -380,3 +358,62 @@ def test_the_edge_takes_no_more_than_a_body_may_have() -> None:
     taken.clear()
     for length in (b"1001", b"-1", b"99999999999999999999"):
         assert (status([(b"content-length", length)], 0), taken) == (413, [])
+
+
+def a_session(app: object) -> TestClient:
+    return TestClient(Edge(app))  # type: ignore[arg-type]
+
+
+def test_the_proxy_gives_a_session_no_deadline() -> None:
+    seen: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.extend(value for name, value in scope["headers"] if name == b"x-request-timeout-seconds")
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close", "code": 1000})
+
+    headers = {"x-request-timeout-seconds": "0.001"}
+    with a_session(app).websocket_connect("/v1/realtime", headers=headers) as socket:
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_text()
+        assert closed.value.code == 1000
+    assert seen == [b"0"]
+
+
+@pytest.mark.parametrize(("status", "told"), [(429, 429), (503, 503), (None, 503)])
+def test_the_proxys_own_refusal_reaches_a_session(status: int | None, told: int) -> None:
+    """Before it is open: as a whole reply, not as the HTTP that a WebSocket cannot carry; also when nothing came."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if status:
+            await PlainTextResponse("RayTaskError: /root/secret/path", status, {"retry-after": "3"})(
+                {"type": "http"}, receive, send
+            )
+
+    with (
+        pytest.raises(WebSocketDenialResponse) as denied,
+        a_session(app).websocket_connect("/v1/realtime"),
+    ):
+        pass
+    assert denied.value.status_code == told and "secret" not in denied.value.text
+    assert denied.value.json()["error"]["code"] in ("at_capacity", "unavailable")
+
+
+def test_a_session_whose_replica_is_lost_is_told_to_come_back() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+
+    with a_session(app).websocket_connect("/v1/realtime") as socket:
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_text()
+        assert closed.value.code == 1012
+
+
+def test_whoever_sends_faster_than_anybody_speaks_waits() -> None:
+    now = 0.0
+    pace = Pace(rate=100, burst=1000, clock=lambda: now)
+    assert [pace.wait(500), pace.wait(500), pace.wait(50)] == [0, 0, 0.5]
+    now = 100.0
+    assert pace.wait(1000) == 0 and pace.wait(100) == 1
