@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -111,7 +111,9 @@ class ServedCluster:
             time.sleep(_LOOK_SECONDS)
 
     def remove(self, application: str) -> None:
-        serve.delete(application)
+        # It is ordered then, and goes on by itself.
+        with suppress(TimeoutError):
+            serve.delete(application)
 
     def figures(self) -> dict[str, Figures]:
         until = time.monotonic() + _TURN_SECONDS
@@ -120,7 +122,7 @@ class ServedCluster:
         return ray.get(self._reports.figures.remote())
 
     def _all_report(self) -> bool:
-        return len(ray.get(self._reports.replicas.remote())) >= self._running(self._name, GATEWAY)
+        return len(ray.get(self._reports.replicas.remote())) >= max(1, self._running(self._name, GATEWAY))
 
     def _wanted(self) -> Callable[[str], int]:
         """How many replicas each part of the new bundle begins with: those that the old one's has, because it is to

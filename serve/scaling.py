@@ -30,7 +30,7 @@ def options(
     resources: dict[str, Any] = {"num_cpus": section.cpus}
     if section.gpus:
         resources["num_gpus"] = section.gpus
-    if runtime_env is not None:
+    if runtime_env:
         resources["runtime_env"] = runtime_env
     return {
         "ray_actor_options": resources,

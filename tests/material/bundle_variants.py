@@ -37,12 +37,12 @@ def voice(seed: int, clusters: int = 0) -> Callable[[Path], None]:
     return change
 
 
-def not_a_number(parts: Path) -> None:
-    """One weight of the language model."""
+def not_a_number(parts: Path, *, every: bool = False) -> None:
+    """One weight of the language model, or every one of a tensor."""
     file = parts / "language" / "model.safetensors"
     tensors = load_file(file)
-    name = sorted(tensors)[0]
-    tensors[name].view(-1)[0] = float("nan")
+    weights = tensors["model.norm.weight"]
+    weights[: len(weights) if every else 1] = float("nan")
     save_file(tensors, file, {"format": "pt"})
 
 

@@ -1,6 +1,6 @@
 """Bundles that take each other's place in a real Ray Serve, while the official client asks without a pause.
 
-The figures of a run are in the report of `make evidence`; nothing here depends on how fast the machine is.
+Nothing here depends on how fast the machine is: each promotion waits for as many answers as it needs.
 """
 
 import os
@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import bundle_variants
 import httpx
@@ -28,6 +30,19 @@ from speechgpt.runtime import bundle
 from speechgpt.runtime.bundle import BundleError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.evidence, pytest.mark.timeout(3600)]
+
+
+def _fixtures_of(folder: str) -> ModuleType:
+    """The conftest of another folder, which pytest gives to that folder's tests only."""
+    spec = spec_from_file_location(f"{folder}_fixtures", Path(__file__).parents[1] / folder / "conftest.py")
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_serve = _fixtures_of("serve")
+tiny, tiny_bundle = _serve.tiny, _serve.tiny_bundle
 
 TERMS = Terms(share=0.3, watch_seconds=10, requests=12, patience_seconds=900)
 DEPLOY_SECONDS = 900
@@ -57,8 +72,12 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def running(tiny_bundle: Path, tiny: Recipe, ray_cluster: None) -> Iterator[Running]:
+def running(tiny_bundle: Path, tiny: Recipe) -> Iterator[Running]:
+    """As `speechgpt serve` starts it, on a private cluster with the environment that it gives."""
+    import ray
     from ray import serve
+
+    private = not ray.is_initialized()
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -72,6 +91,8 @@ def running(tiny_bundle: Path, tiny: Recipe, ray_cluster: None) -> Iterator[Runn
     run.stop(source)
     assert not [name for name in serve.status().applications if name.startswith(app.BUNDLES)]
     serve.shutdown()
+    if private:
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
