@@ -33,6 +33,8 @@ _ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
+    # Serve waits for a replica as long as it takes; a large model or a busy machine takes more than 10 minutes.
+    "VLLM_ENGINE_READY_TIMEOUT_S": "3600",
 }
 """What vLLM reads from the environment, unless it is set there already."""
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.config import VllmConfig
 
+# The first of ours that every process of vLLM imports, with its configuration.
+end_with_owner()
+
 
 def arguments(kind: Kind, max_text_tokens: int) -> dict[str, Any]:
     """`extra_args` of a request."""
@@ -38,7 +41,6 @@ class ReplyGrammar(LogitsProcessor):
     """Masks every token that a reply's grammar does not allow next."""
 
     def __init__(self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool) -> None:
-        end_with_owner()
         wording = Wording.load(vllm_config.model_config.model)
         self._vocabulary = wording.vocabulary
         rows = vllm_config.model_config.get_vocab_size()
