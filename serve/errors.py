@@ -116,7 +116,8 @@ def from_proxy(status: int, retry_after: str | None) -> ApiError:
         return ApiError(429, _AT_CAPACITY, code="at_capacity", retry_after=float(retry_after or 1))
     if status == 408:
         return ApiError(504, "The request was not done in time.", code="deadline_exceeded")
-    if status >= 500:
+    # It knows no address either while the gateway is taken away or not there yet.
+    if status >= 500 or status == 404:
         return ApiError(503, _REPLACING, code="unavailable", retry_after=1)
     return ApiError(status, "The request was refused.")
 

@@ -1,8 +1,11 @@
 """Server-sent events in the shapes that OpenAI's clients read."""
 
+import asyncio
 import base64
 import json
 import logging
+import math
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
@@ -90,11 +93,18 @@ def speech_events(data: bytes, usage: dict[str, int]) -> Iterator[str]:
     yield event({"type": "speech.audio.done", "usage": usage})
 
 
-async def told_of_faults(events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    """A fault in the middle of a stream as its last event, in the shape that makes OpenAI's clients raise APIError."""
+async def told_of_faults(events: AsyncGenerator[str, None], until: float = math.inf) -> AsyncGenerator[str, None]:
+    """A fault in the middle of a stream as its last event, in the shape that makes OpenAI's clients raise APIError.
+
+    until: `time.monotonic()` at which not being done is one. Whoever cut the stream off could not say so any more.
+    """
     try:
         async with aclosing(events):
-            async for line in events:
+            while True:
+                async with asyncio.timeout(None if until == math.inf else until - time.monotonic()):
+                    line = await anext(events, None)
+                if line is None:
+                    return
                 yield line
     except ApiError as error:
         yield event(error.body())

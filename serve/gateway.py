@@ -4,7 +4,7 @@ import asyncio
 import base64
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Any, NamedTuple
@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from serve import wire
+from serve import visits, wire
 from serve.errors import ApiError, from_http, from_validation
 from serve.events import (
     chat_events,
@@ -48,6 +48,15 @@ from serve.tally import Tallied, Tally
 from serve.visits import Visit
 from speechgpt.language.config import GenerationSection
 from speechgpt.runtime.config import ServingSection
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": wire.ErrorReply, "description": "The request is refused."},
+    "5XX": {"model": wire.ErrorReply, "description": "The service cannot answer."},
+}
+_EVENTS: dict[str, Any] = {"text/event-stream": {}}
+_SOUND = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in wire.MEDIA_TYPES.values()}
+_TEXTS = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/x-subrip", "text/vtt")}
+"""What /openapi.json says of replies that are no JSON."""
 
 
 class Access(NamedTuple):
@@ -156,7 +165,7 @@ def create_app(
     """service: the current visit's; asked for at each request, because a promotion changes it. missing: deployments
     that are not ready. access: None lets everybody in. places: for sessions; None makes a replica's that is never told
     to stop. digest: of the bundle that a reply comes from. ended: see `Guard`."""
-    app = FastAPI(title="SpeechGPT", docs_url=None, redoc_url=None)
+    app = FastAPI(title="SpeechGPT", docs_url=None, redoc_url=None, responses=_ERRORS)
     largest = serving.realtime.max_message_bytes
     app.add_middleware(BodyLimit, max_bytes=serving.max_body_bytes, max_message_bytes=largest)
     if access:
@@ -182,7 +191,7 @@ def create_app(
         """The gateway is alive."""
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses={503: {"description": "Some have none.", "content": {"application/json": {}}}})
     async def readyz() -> JSONResponse:
         """Every deployment has a warm replica."""
         waiting_for = await asyncio.to_thread(missing)
@@ -204,7 +213,7 @@ def create_app(
         service().check_model(model)
         return _model(service().served)
 
-    @app.post("/v1/chat/completions", response_model=wire.ChatCompletion)
+    @app.post("/v1/chat/completions", response_model=wire.ChatCompletion, responses={200: {"content": _EVENTS}})
     async def chat_completions(request: wire.ChatRequest) -> Response | wire.ChatCompletion:
         current = service()
         head = {
@@ -217,12 +226,12 @@ def create_app(
             told = request.stream_options is not None and request.stream_options.include_usage
             live = await current.chat_live(request)
             usage = (lambda reply: _usage(reply).model_dump()) if told else None
-            return _stream(told_of_faults(chat_events(head, live, usage)))
+            return _told(chat_events(head, live, usage))
         answer = await current.chat(request)
         read = wire.Reading(**reading(answer.reply))
         return wire.ChatCompletion(**head, choices=[_choice(answer)], usage=_usage(answer.reply), speechgpt=read)
 
-    @app.post("/v1/audio/speech", response_class=Response)
+    @app.post("/v1/audio/speech", response_class=Response, responses={200: {"content": _SOUND | _EVENTS}})
     async def audio_speech(request: wire.SpeechRequest) -> Response:
         media_type = wire.MEDIA_TYPES[request.response_format]
         if request.response_format == "pcm":
@@ -230,15 +239,21 @@ def create_app(
         if request.response_format in ("pcm", "mp3", "opus"):
             pieces = await service().speak_live(request)
             if request.stream_format == "sse":
-                return _stream(told_of_faults(live_speech_events(pieces, _speech_usage)))
+                return _told(live_speech_events(pieces, _speech_usage))
             return StreamingResponse(speech_bytes(pieces), media_type=media_type)
         said = await service().speak(request)
         if request.stream_format == "sse":
             return _stream(speech_events(said.data, _speech_usage(said.reply)))
         return Response(said.data, media_type=media_type)
 
-    @app.post("/v1/audio/transcriptions", response_model=wire.Transcript)
-    async def audio_transcriptions(form: Annotated[wire.TranscriptionRequest, Form()]) -> Response:
+    @app.post(
+        "/v1/audio/transcriptions",
+        response_model=wire.Transcript | wire.VerboseTranscript,
+        responses={200: {"content": _TEXTS | _EVENTS}},
+    )
+    async def audio_transcriptions(
+        form: Annotated[wire.TranscriptionRequest, Form(media_type="multipart/form-data")],
+    ) -> Response:
         written = await service().transcribe(await form.file.read(), form)
         if form.stream:
             transcript = _transcript(written)
@@ -327,6 +342,10 @@ def _transcription(written: WrittenSpeech, format: wire.TranscriptFormat) -> Res
 
 _UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 """A proxy in front of the gateway must not hold events back."""
+
+
+def _told(events: AsyncGenerator[str, None]) -> StreamingResponse:
+    return _stream(told_of_faults(events, visits.current().stream_until))
 
 
 def _stream(events: Iterator[str] | AsyncIterator[str]) -> StreamingResponse:

@@ -25,6 +25,8 @@ SUBPROTOCOL = "openai-insecure-api-key."
 """How OpenAI's browser clients send a key with a WebSocket, which can carry no header of theirs."""
 _RENEWAL_SECONDS = 20.0
 """How often a session's place is kept for longer."""
+_LAST_WORDS_SECONDS = 1.0
+"""How long before the deadline a streamed answer ends itself; a tenth of the deadline, if that is less."""
 _CLOSE_CODES = {401: 3000, 403: 3003, 413: 1009, 429: 1013, 503: 1013, 504: 1013}
 """WebSocket close codes, by HTTP status: unauthorized, forbidden, message too big, try again later."""
 
@@ -61,6 +63,9 @@ class Guard:
         visit = Visit("session" if session else "request", Headers(scope=scope).get("x-request-id", ""))
         visits.begin(visit)
         began, status = time.monotonic(), 0
+        if not session:
+            last_words = min(_LAST_WORDS_SECONDS, self.deadline_seconds / 10)
+            visit.stream_until = began + self.deadline_seconds - last_words
 
         async def stamped(message: Message) -> None:
             nonlocal status

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from speechgpt.runtime.config import ServingSection
 
 GATEWAY = "gateway"
-_EDGE = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.edge:proxy_middlewares"}
-"""Environment of Ray's proxies."""
+_EDGE = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.edge:proxy_middlewares",
+    # Three times so long may a proxy take to come up; Ray's 5 seconds are too few on a machine that is busy or cold.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+}
+"""Environment of Ray's proxies, and of the controller that starts them."""
 
 
 class ServeError(RuntimeError):

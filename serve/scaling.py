@@ -39,6 +39,8 @@ def options(
             max_replicas=section.max_replicas,
             initial_replicas=min(max(replicas, section.min_replicas), section.max_replicas) if replicas else None,
             target_ongoing_requests=section.target_ongoing_requests,
+            upscale_delay_s=section.upscale_delay_seconds,
+            downscale_delay_s=section.downscale_delay_seconds,
         ),
         "max_ongoing_requests": section.max_ongoing_requests,
         "max_queued_requests": section.max_queued_requests,

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ def _no_charge(audio_seconds: float, tokens: int) -> None:
 class Visit:
     """key: id of its API key, None where none is needed. audio_seconds: sound that was heard.
 
-    tokens: of prompts and answers together, as `usage.total_tokens`. turn: to be awaited before each answer of a
-    session that has several; raises ApiError 429 when the key's rate or quota is spent.
-    charge: told at once of each use, seconds and tokens.
+    tokens: of prompts and answers together, as `usage.total_tokens`. stream_until: `time.monotonic()` at which a
+    streamed answer ends itself, with words, before the deadline cuts it off.
+    turn: to be awaited before each answer of a session that has several; raises ApiError 429 when the key's rate or
+    quota is spent. charge: told at once of each use, seconds and tokens.
     bundle: digest of the one that it stays with, "" until it is given one. asked, failed: whether it came to the
     bundle's models, and whether they failed it. worked: seconds they took since it last heard a sound.
     """
@@ -35,6 +37,7 @@ class Visit:
     key: str | None = None
     audio_seconds: float = 0.0
     tokens: int = 0
+    stream_until: float = math.inf
     turn: Callable[[], Awaitable[None]] = _no_limit
     charge: Callable[[float, int], None] = _no_charge
     bundle: str = ""

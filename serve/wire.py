@@ -250,6 +250,19 @@ def _wrong(param: str, message: str, code: str = "invalid_value") -> PydanticCus
     return PydanticCustomError("wrong_value", message, {"param": param, "code": code})
 
 
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    """What every refusal and failure says."""
+
+    error: ErrorDetail
+
+
 class PromptTokens(BaseModel):
     text_tokens: int
     audio_tokens: int

@@ -58,7 +58,14 @@ def ray_cluster() -> Iterator[None]:
     """One private local Ray for all tests marked `ray`."""
     import ray
 
-    ray.init(address="local", num_cpus=4, object_store_memory=250 << 20, include_dashboard=True)
+    for attempt in range(5):
+        try:
+            ray.init(address="local", num_cpus=4, object_store_memory=250 << 20, include_dashboard=True)
+            break
+        except Exception as error:
+            # Ray gives a node 30 seconds to start, which a busy machine may not have, and no more.
+            if attempt == 4 or "timed out during startup" not in str(error):
+                raise
     yield
     ray.shutdown()
 

@@ -1,12 +1,13 @@
 """One tiny bundle, made by the real classes; its service in this process, and on one Ray Serve for all tests."""
 
-import socket
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import openai
 import pytest
+from live_service import live_service
 from starlette.testclient import TestClient
 
 from serve.bundles import find
@@ -24,6 +25,8 @@ SPOKEN = (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4)
 """The units of every spoken answer."""
 CLUSTERS = 32
 CONTEXT = 512
+ENDLESS = 131_072
+"""Tokens in the context of the model that does not end."""
 
 
 def speech(seconds: float = 1.0, rate: int = 16_000, seed: int = 0) -> np.ndarray:
@@ -72,6 +75,36 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny: Recipe) -> Path:
 
 
 @pytest.fixture(scope="session")
+def endless_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Path:
+    """The same, named `endless`, but its model never ends what it says: only limits do.
+
+    What closes speech is as likely as units are on average, so some unit is always likelier; the context is so long
+    that no machine fills it within the seconds a test has.
+    """
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from speechgpt.language.vocabulary import Vocabulary
+
+    parts = tmp_path_factory.mktemp("endless-parts")
+    shutil.copytree(tiny_bundle / "language", parts / "language")
+    vocabulary = Vocabulary.load(parts / "language")
+    model = LlamaForCausalLM.from_pretrained(parts / "language")
+    model.config.tie_word_embeddings, model.config.max_position_embeddings = False, ENDLESS
+    # The input's embedding is the same tensor.
+    output = torch.nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=False)
+    units = slice(vocabulary.first_unit, vocabulary.first_unit + vocabulary.unit_count)
+    output[vocabulary.eosp] = output[units].mean(0)
+    model.lm_head.weight = output
+    model.save_pretrained(parts / "language")
+    directory = tmp_path_factory.mktemp("bundles") / "endless"
+    directory.mkdir()
+    named = {name: tiny_bundle / name for name in ("encoder", "vocoder")} | {"language": parts / "language"}
+    bundle.write(directory, named, {"units": CLUSTERS}, {"recipe": "tiny"})
+    return directory
+
+
+@pytest.fixture(scope="session")
 def service(tiny_bundle: Path, tiny: Recipe) -> Service:
     """The bundle loaded into this process."""
     source = find(str(tiny_bundle), "")
@@ -86,22 +119,19 @@ def http(service: Service) -> TestClient:
     return TestClient(create_app(lambda: service, list, service.serving, None))
 
 
+@pytest.fixture(scope="session")
+def clip() -> bytes:
+    """A WAV of one second in which somebody seems to speak."""
+    from speechgpt.speech.audio import encode
+
+    return encode(speech(1.0), "wav")
+
+
 @pytest.fixture(scope="module")
 def service_url(tiny_bundle: Path, tiny: Recipe, ray_cluster: None) -> Iterator[str]:
     """The bundle on a real Ray Serve, started as `speechgpt serve` starts it; its CPUs are free again afterwards."""
-    from ray import serve
-
-    from serve import run
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    serving = tiny.serving.model_copy(update={"port": port})
-    source = find(str(tiny_bundle), "")
-    run.start(source, tiny.model_copy(update={"serving": serving}))
-    yield f"http://127.0.0.1:{port}"
-    run.stop(source)
-    serve.shutdown()
+    with live_service(tiny_bundle, tiny) as running:
+        yield running.url
 
 
 @pytest.fixture(scope="module")

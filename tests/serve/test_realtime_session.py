@@ -6,16 +6,25 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from openai.types.realtime import RealtimeServerEvent
+from own_limits import OwnLimits
 from pydantic import TypeAdapter
-from starlette.testclient import TestClient, WebSocketTestSession
+from starlette.testclient import TestClient, WebSocketDenialResponse, WebSocketTestSession
+from starlette.websockets import WebSocketDisconnect
 
-from serve.gateway import create_app
+from serve.gateway import Access, create_app
+from serve.keys import Allowance, KeyFile, KeyRing, hash_key, new_key
 from serve.memory import OwnMemory
+from serve.realtime import places
+from serve.realtime.meters import Meters
+from serve.realtime.session_config import MuLaw
+from serve.realtime.sound import from_pcm16
 from serve.service import Service
 
 Event = dict[str, Any]
@@ -244,3 +253,285 @@ def test_an_answer_is_cancelled_at_any_stage(held: Callable[..., Any], pieces: i
         assert [item["status"] for item in done["output"]] in ([], ["incomplete"])
         client.send("response.cancel")
         assert client.until("error")["error"]["code"] == "response_cancel_not_active"
+
+
+def test_whoever_speaks_interrupts(held: Callable[..., Any]) -> None:
+    with held(4) as client:
+        client.write(QUESTION)
+        client.send("response.create")
+        client.until("response.output_audio_transcript.delta")
+        client.seen.clear()
+        client.speak(silence(0.3) + voice(0.8))
+        done = client.until("response.done")["response"]
+        assert (done["status"], done["status_details"]) == (
+            "cancelled",
+            {"type": "cancelled", "reason": "turn_detected"},
+        )
+        types = client.types()
+        assert types.index("input_audio_buffer.speech_started") < types.index("response.done")
+        # What follows the interruption is the next turn.
+        client.speak(silence(1))
+        events = [client.until("input_audio_buffer.committed"), client.until("response.created")]
+        assert events[0]["previous_item_id"] == done["output"][0]["id"]
+
+
+def test_an_answer_that_may_not_be_interrupted_goes_on(held: Callable[..., Any]) -> None:
+    with held(2) as client:
+        detection = {"type": "server_vad", "interrupt_response": False, "create_response": False}
+        client.send("session.update", session={"audio": {"input": {"turn_detection": detection}}})
+        client.write(QUESTION)
+        client.send("response.create")
+        client.until("response.created")
+        client.seen.clear()
+        client.speak(silence(0.3) + voice(0.8) + silence(1))
+        client.until("input_audio_buffer.committed")
+        assert "response.done" not in client.types()
+
+
+def test_whoever_leaves_in_the_middle_leaves_nothing_behind(held: Callable[..., Any]) -> None:
+    for pieces in (0, 2):
+        with held(pieces) as client:
+            client.write(QUESTION)
+            client.send("response.create")
+            client.until("response.created")
+            client.speak(voice(0.6))
+
+
+def test_a_session_that_is_too_old_or_too_still_is_closed(held: Callable[..., Any], service: Service) -> None:
+    for changes, code in (({"idle_seconds": 0.3}, "session_idle"), ({"max_session_seconds": 0.3}, "session_expired")):
+        realtime = service.serving.realtime.model_copy(update=changes)
+        with held(0, realtime=realtime) as client:
+            assert client.until("error")["error"]["code"] == code
+            with pytest.raises(WebSocketDisconnect) as closed:
+                client.next()
+            assert closed.value.code == 1001
+
+
+def test_a_hanging_answer_fails_at_the_deadline(held: Callable[..., Any]) -> None:
+    with held(0, request_timeout_seconds=0.5) as client:
+        client.write(QUESTION)
+        client.send("response.create")
+        done = client.until("response.done")["response"]
+        assert (done["status"], done["status_details"]["error"]["code"]) == ("failed", "deadline_exceeded")
+
+
+def test_silence_is_asked_whether_somebody_is_there(connect: Callable[..., Any]) -> None:
+    with connect() as client:
+        detection = {"type": "server_vad", "idle_timeout_ms": 1000}
+        client.send("session.update", session={"audio": {"input": {"turn_detection": detection}}})
+        client.write(QUESTION)
+        client.send("response.create")
+        client.until("response.done")
+        client.seen.clear()
+        done = client.until("response.done")["response"]
+        assert client.types()[:4] == [
+            "input_audio_buffer.timeout_triggered",
+            "input_audio_buffer.committed",
+            "conversation.item.added",
+            "conversation.item.done",
+        ]
+        assert done["output"][0]["content"][0]["transcript"] == "are you still there"
+
+
+def test_turns_by_hand_and_their_words(connect: Callable[..., Any]) -> None:
+    with connect() as client:
+        settings = {"turn_detection": None, "transcription": {"model": "tiny"}}
+        client.send("session.update", session={"audio": {"input": settings}})
+        client.send("input_audio_buffer.commit", event_id="empty")
+        error = client.until("error")["error"]
+        assert (error["code"], error["event_id"]) == ("input_audio_buffer_commit_empty", "empty")
+        client.speak(voice(1), step=777)
+        client.send("input_audio_buffer.clear")
+        client.until("input_audio_buffer.cleared")
+        client.send("input_audio_buffer.commit")
+        assert client.until("error")["error"]["code"] == "input_audio_buffer_commit_empty"
+        client.speak(voice(1))
+        client.send("input_audio_buffer.commit")
+        item = client.until("conversation.item.done")["item"]
+        # Nothing is answered by itself; it is written down all the same.
+        told = client.until("conversation.item.input_audio_transcription.completed")
+        assert told["item_id"] == item["id"] and told["transcript"] and told["usage"]["seconds"] == 1.0
+        assert "response.created" not in [event["type"] for event in client.seen]
+        client.send("conversation.item.retrieve", item_id=item["id"])
+        whole = client.until("conversation.item.retrieved")["item"]["content"][0]
+        assert whole["transcript"] == told["transcript"] and len(base64.b64decode(whole["audio"])) == 48_000
+        client.send("conversation.item.delete", item_id=item["id"])
+        client.until("conversation.item.deleted")
+        client.send("response.create")
+        assert client.until("response.done")["response"]["status_details"]["error"]["code"] == "empty_conversation"
+
+
+def test_an_answer_tells_what_it_understood(connect: Callable[..., Any]) -> None:
+    with connect() as client:
+        client.send("session.update", session={"audio": {"input": {"transcription": {"model": "tiny"}}}})
+        client.speak(silence(0.4) + voice(1) + silence(1))
+        completed = client.until("conversation.item.input_audio_transcription.completed")
+        deltas = [e for e in client.seen if e["type"] == "conversation.item.input_audio_transcription.delta"]
+        assert "".join(e["delta"] for e in deltas) == completed["transcript"] != ""
+
+
+def test_a_turn_that_nobody_can_hear_fails_alone(connect: Callable[..., Any]) -> None:
+    hiss = (np.random.default_rng(0).normal(0, 1000, 24_000)).astype("<i2").tobytes()
+    with connect() as client:
+        client.send(**VAD_OFF)
+        client.speak(hiss)
+        client.send("input_audio_buffer.commit")
+        client.send("response.create")
+        done = client.until("response.done")["response"]
+        assert (done["status"], done["status_details"]["error"]["code"]) == ("failed", "audio_no_speech")
+        client.write(QUESTION)
+        client.send("response.create")
+        assert client.until("response.done")["response"]["status"] == "completed"
+
+
+def test_what_was_heard_of_an_answer_is_what_it_remembers(connect: Callable[..., Any]) -> None:
+    with connect() as client:
+        client.send(**VAD_OFF)
+        client.write(QUESTION)
+        client.send("response.create")
+        item = client.until("response.done")["response"]["output"][0]
+        client.send("conversation.item.truncate", item_id=item["id"], content_index=0, audio_end_ms=10**7)
+        assert client.until("error")["error"]["param"] == "audio_end_ms"
+        client.send("conversation.item.truncate", item_id=item["id"], content_index=0, audio_end_ms=50)
+        assert client.until("conversation.item.truncated")["audio_end_ms"] == 50
+        client.send("conversation.item.retrieve", item_id=item["id"])
+        cut = client.until("conversation.item.retrieved")["item"]["content"][0]
+        assert len(cut["transcript"]) < len(item["content"][0]["transcript"])
+        assert item["content"][0]["transcript"].startswith(cut["transcript"])
+
+
+def test_it_remembers_until_the_context_is_full(connect: Callable[..., Any]) -> None:
+    with connect() as client:
+        client.send("session.update", session={"output_modalities": ["text"], "max_output_tokens": 20})
+        read = []
+        for _ in range(14):
+            client.write(QUESTION)
+            client.send("response.create")
+            done = client.until("response.done")["response"]
+            assert done["status"] in ("completed", "incomplete"), done
+            read.append(done["usage"]["input_tokens"])
+        assert read[1] > read[0] and max(read) + 20 <= 512 and any(b <= a for a, b in pairwise(read))
+        client.send("session.update", session={"truncation": "disabled"})
+        client.write(" ".join([QUESTION] * 17))
+        client.send("response.create")
+        done = client.until("response.done")["response"]
+        assert done["status_details"]["error"]["code"] == "context_length_exceeded"
+
+
+def test_a_response_beside_the_conversation(connect: Callable[..., Any]) -> None:
+    with connect() as client:
+        client.send(**VAD_OFF)
+        content = [{"type": "input_audio", "audio": base64.b64encode(voice()).decode()}]
+        asked = {"type": "message", "role": "user", "content": content}
+        params = {"conversation": "none", "input": [asked], "output_modalities": ["text"], "metadata": {"topic": "x"}}
+        client.send("response.create", response=params)
+        done = client.until("response.done")["response"]
+        assert (done["status"], done["conversation_id"], done["metadata"]) == ("completed", None, {"topic": "x"})
+        assert done["usage"]["input_token_details"]["audio_tokens"] > 0
+        assert not [event for event in client.seen if event["type"].startswith("conversation.item")]
+
+
+def test_telephone_sound(connect: Callable[..., Any]) -> None:
+    with connect() as client:
+        formats = {side: {"format": {"type": "audio/pcmu"}} for side in ("input", "output")}
+        formats["input"]["turn_detection"] = None  # type: ignore[assignment]
+        client.send("session.update", session={"audio": formats})
+        ulaw = from_pcm16(voice(1, 8_000), MuLaw(type="audio/pcmu"))
+        client.speak(ulaw, step=160)
+        client.send("input_audio_buffer.commit")
+        client.send("response.create")
+        assert client.until("response.done")["response"]["status"] == "completed"
+        deltas = [event["delta"] for event in client.seen if event["type"] == "response.output_audio.delta"]
+        assert max(len(base64.b64decode(delta)) for delta in deltas) <= 1600
+
+
+def test_errors_keep_the_session_open(connect: Callable[..., Any]) -> None:
+    with connect() as client:
+        for message, code in (("nonsense", "invalid_json"), ('{"type": "response.go"}', "invalid_value")):
+            client.socket.send_text(message)
+            assert client.next()["error"]["code"] == code
+        client.send("input_audio_buffer.append", audio="%%%", event_id="e1")
+        error = client.next()["error"]
+        assert (error["code"], error["param"], error["event_id"]) == ("invalid_base64", "audio", "e1")
+        client.send("session.update", session={"tools": [{"type": "function", "name": "f"}]})
+        assert client.next()["error"]["param"] == "session.tools"
+        client.send(**VAD_OFF)
+        client.until("session.updated")
+        client.send("input_audio_buffer.append", audio=base64.b64encode(voice(9)).decode())
+        assert client.next()["error"]["code"] == "input_audio_buffer_full"
+        client.write(QUESTION)
+        assert client.next()["type"] == "conversation.item.added"
+
+
+def test_who_is_refused_is_told_before_the_session_opens(service: Service) -> None:
+    realtime = service.serving.realtime.model_copy(update={"max_sessions": 1, "max_message_bytes": 2048})
+    serving = service.serving.model_copy(update={"realtime": realtime})
+    ring = KeyRing("", hash_key("sk-test"), 1)
+    http = TestClient(create_app(lambda: service, list, serving, Access(ring, OwnLimits())))
+    known = {"authorization": "Bearer sk-test"}
+    for path, headers, status, code in (
+        ("/v1/realtime?model=tiny", {}, 401, "invalid_api_key"),
+        ("/v1/realtime", known, 400, "missing_required_parameter"),
+        ("/v1/realtime?model=gpt-realtime", known, 404, "model_not_found"),
+    ):
+        with pytest.raises(WebSocketDenialResponse) as denied, http.websocket_connect(path, headers=headers):
+            pass
+        assert (denied.value.status_code, denied.value.json()["error"]["code"]) == (status, code)
+    offered = ["realtime", "openai-insecure-api-key.sk-test"]
+    with http.websocket_connect("/v1/realtime?model=tiny", subprotocols=offered) as socket:
+        assert socket.accepted_subprotocol == "realtime"
+        with pytest.raises(WebSocketDenialResponse) as denied:
+            http.websocket_connect("/v1/realtime?model=tiny", headers=known).__enter__()
+        assert denied.value.status_code == 503 and int(denied.value.headers["retry-after"]) >= 1
+        socket.receive_text()
+        socket.send_text(" " * 3000)
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_text()
+        assert closed.value.code == 1009
+    with http.websocket_connect("/v1/realtime?model=tiny", headers=known) as socket:
+        assert json.loads(socket.receive_text())["type"] == "session.created"
+
+
+def test_each_answer_counts_for_its_key(service: Service, tmp_path: Path) -> None:
+    key, kept = new_key("one", Allowance(requests_per_minute=2), time.time())
+    (tmp_path / "keys.json").write_text(KeyFile(keys=(kept,)).model_dump_json())
+    access = Access(KeyRing(str(tmp_path / "keys.json"), None, 1), OwnLimits())
+    http = TestClient(create_app(lambda: service, list, service.serving, access))
+    headers = {"authorization": f"Bearer {key}"}
+    with http.websocket_connect("/v1/realtime?model=tiny", headers=headers) as socket:
+        client = Client(socket)
+        client.send("session.update", session={"output_modalities": ["text"], "max_output_tokens": 4})
+        statuses = []
+        for _ in range(2):
+            client.write(QUESTION)
+            client.send("response.create")
+            done = client.until("response.done")["response"]
+            statuses.append((done["status"], (done["status_details"] or {}).get("error", {}).get("code")))
+        # The session itself was the first request of the minute.
+        assert statuses == [("incomplete", None), ("failed", "rate_limit_exceeded")]
+
+
+def test_a_replica_that_goes_lets_answers_end(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "LOOK_SECONDS", 0.1)
+    going: list[bool] = []
+    held = places.Places(5, 1, Meters(), lambda: bool(going))
+    with TestClient(create_app(lambda: service, list, service.serving, None, held)) as http:
+        with http.websocket_connect("/v1/realtime?model=tiny") as socket:
+            client = Client(socket)
+            client.write(QUESTION)
+            client.send("response.create")
+            client.until("response.created")
+            going.append(True)
+            seen = [client.next()["type"] for _ in range(200) if client.seen[-1]["type"] != "response.done"]
+            assert client.seen[-1]["response"]["status"] == "completed"
+            if "error" not in seen:
+                assert client.until("error")["error"]["code"] == "going_away"
+            with pytest.raises(WebSocketDisconnect) as closed:
+                client.next()
+            assert closed.value.code == 1012
+        with (
+            pytest.raises(WebSocketDenialResponse) as denied,
+            http.websocket_connect("/v1/realtime?model=tiny"),
+        ):
+            pass
+        assert denied.value.status_code == 503 and denied.value.json()["error"]["code"] == "replaced"

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import time
 from collections.abc import AsyncGenerator
 
 import numpy as np
@@ -101,6 +102,24 @@ def test_a_fault_in_the_middle_is_the_last_event() -> None:
         _, last = asyncio.run(read(error))
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == code
     assert len(closed) == 3
+
+
+def test_a_stream_says_that_its_time_is_over() -> None:
+    closed = []
+
+    async def stuck() -> AsyncGenerator[str, None]:
+        try:
+            yield "data: {}\n\n"
+            await asyncio.Event().wait()
+        finally:
+            closed.append(True)
+
+    async def read() -> list[str]:
+        return [line async for line in told_of_faults(stuck(), time.monotonic() + 0.2)]
+
+    first, last = asyncio.run(read())
+    assert first == "data: {}\n\n" and closed
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
 
 
 @settings(deadline=None)

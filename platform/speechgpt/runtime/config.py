@@ -72,6 +72,10 @@ class DeploymentSection(Section):
     min_replicas: int = Field(1, ge=0)
     max_replicas: int = Field(2, ge=1)
     target_ongoing_requests: int = Field(4, ge=1)
+    upscale_delay_seconds: float = Field(30, ge=0)
+    """How long there must be more work than that before replicas are added."""
+    downscale_delay_seconds: float = Field(600, ge=0)
+    """How long there must be less before some go."""
     max_ongoing_requests: int = Field(16, ge=1)
     max_queued_requests: int = Field(64, ge=-1)
     cpus: float = Field(1, ge=0)

@@ -1,0 +1,173 @@
+"""A service under all kinds of requests at once, and what becomes of its processes."""
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from hostile_clients import as_json, moments
+from live_service import LiveService, live_service, until
+from load import Answer, Ask, Load, chat, closed_loop, percentile, speech, transcription, written_down
+
+from speechgpt.recipe import Recipe
+
+CLIENTS = 4
+SAMPLES = 40
+"""Looks at the processes, evenly over the time."""
+_MEBIBYTE = 1 << 20
+_TASKS = 8
+"""Of asyncio, by which Ray's own loops differ from one look to the next."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One process at one moment. rss: bytes."""
+
+    rss: int
+    files: int
+    threads: int
+
+
+@dataclass
+class Found:
+    """looks: of each process, over the time. ongoing: when all clients had gone. actors, tasks: before and after;
+    tasks are those of all event loops of proxy and replicas, as Ray counts them."""
+
+    seconds: float
+    looks: dict[str, list[Look]] = field(default_factory=dict)
+    answers: list[Answer] = field(default_factory=list)
+    ongoing: dict[str, int] = field(default_factory=dict)
+    actors: tuple[int, int] = (0, 0)
+    tasks: tuple[float, float] = (0, 0)
+    vanished: int = 0
+
+    def grown(self, what: str) -> dict[str, float]:
+        """How much more there was of it in the last quarter than in the second, medians; the first is warming up."""
+        return {name: _median(looks, what, 0.75, 1.0) - _median(looks, what, 0.25, 0.5)
+                for name, looks in self.looks.items()}  # fmt: skip
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "answers": written_down(self.answers),
+            "clients that vanished": self.vanished,
+            "seconds until answered, p50 p95": [
+                percentile([one.taken for one in self.answers if one.good], share) for share in (50, 95)
+            ],
+            "MiB at the end": {name: looks[-1].rss >> 20 for name, looks in self.looks.items()},
+            "MiB more in the last quarter than in the second": {
+                name: round(grown / _MEBIBYTE, 1) for name, grown in self.grown("rss").items()
+            },
+            "files more": self.grown("files"),
+            "threads more": self.grown("threads"),
+            "actors before and after": self.actors,
+            "tasks before and after": self.tasks,
+        }
+
+    def check(self) -> None:
+        """Raises AssertionError."""
+        wrong = [one for one in self.answers if one.status not in (200, 400, 404, 413, 429) or one.broken]
+        assert not wrong, wrong[:5]
+        assert sum(one.good for one in self.answers) >= CLIENTS
+        assert not any(self.ongoing.values()), self.ongoing
+        # Half of the time lies between the quarters: an honest warm-up is over, a leak of each request goes on.
+        rss = {name: grown for name, grown in self.grown("rss").items() if grown > 24 * _MEBIBYTE}
+        assert not rss, f"bytes more: {rss}"
+        # Connections of clients that are there at one look and not at the other are files, too.
+        files = {name: grown for name, grown in self.grown("files").items() if grown > 3 * CLIENTS}
+        assert not files, f"files more: {files}"
+        threads = {name: grown for name, grown in self.grown("threads").items() if grown > 2 * CLIENTS}
+        assert not threads, f"threads more: {threads}"
+        assert self.actors[0] == self.actors[1], f"actors before and after: {self.actors}"
+        assert 0 < self.tasks[1] <= self.tasks[0] + _TASKS, f"tasks before and after: {self.tasks}"
+
+
+def mixed_load(bundle: Path, recipe: Recipe, clip: bytes, seconds: float) -> Found:
+    """Load a service for so long, and look at it meanwhile."""
+    found = Found(seconds)
+    with live_service(bundle, recipe) as service:
+        asks = _asks("tiny", clip)
+        asyncio.run(closed_loop(service.url, asks, CLIENTS, _count(2 * len(asks)), 120))
+        actors, tasks = _actors(), _tasks(service)
+        end = time.monotonic() + seconds
+
+        def going_on() -> bool:
+            return time.monotonic() < end
+
+        async def meanwhile(load: Load) -> None:
+            await asyncio.gather(_watch(service, found, end, seconds / SAMPLES), _vanish(service, found, going_on))
+
+        found.answers = asyncio.run(closed_loop(service.url, asks, CLIENTS, going_on, 120, meanwhile))
+        until(lambda: not any(service.ongoing().values()), 30)
+        found.ongoing = service.ongoing()
+        until(lambda: _actors() == actors, 30)
+        # Ray's exporter is some seconds behind.
+        until(lambda: _tasks(service) <= tasks + _TASKS, 60, 2)
+        found.actors, found.tasks = (actors, _actors()), (tasks, _tasks(service))
+    return found
+
+
+def _asks(model: str, clip: bytes) -> list[Ask]:
+    """Every kind; some that are to be refused."""
+    return [
+        chat(model),
+        chat(model, stream=True),
+        chat(model, spoken=True),
+        chat(model, spoken=True, stream=True),
+        speech(model, "pcm"),
+        speech(model, "mp3"),
+        speech(model, "wav"),
+        transcription(model, clip),
+        transcription(model, b"no sound at all" * 9),
+        chat("another"),
+        Ask("/v1/audio/speech", {"model": model, "voice": "alloy", "input": "x" * 1000}),
+        Ask("/v1/audio/transcriptions", {"model": model}, bytes(3_000_000)),
+        chat(model, spoken=True, stream=True, tokens=5),
+    ]
+
+
+async def _vanish(service: LiveService, found: Found, going_on: Any) -> None:
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "stream": True}
+    spoken = asked | {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "pcm16"}}
+    requests = [as_json("/v1/chat/completions", body) for body in (asked, spoken)]
+    clients = iter(moments(requests, 10**5, seed=7))
+    while going_on():
+        with suppress(TimeoutError, OSError):
+            await asyncio.wait_for(next(clients).run(service.url), 20)
+        found.vanished += 1
+        await asyncio.sleep(0.1)
+
+
+async def _watch(service: LiveService, found: Found, end: float, every: float) -> None:
+    processes = {f"{one.deployment}": psutil.Process(one.pid) for one in service.replicas()}
+    processes["Proxy"] = service.proxy()
+    while time.monotonic() < end:
+        for name, process in processes.items():
+            look = Look(process.memory_info().rss, process.num_fds(), process.num_threads())
+            found.looks.setdefault(name, []).append(look)
+        await asyncio.sleep(every)
+
+
+def _actors() -> int:
+    """That live."""
+    from ray.util.state import list_actors
+
+    return len(list_actors(filters=[("state", "=", "ALIVE")], limit=1000))
+
+
+def _tasks(service: LiveService) -> float:
+    page = httpx.get(f"{service.url}/metrics", timeout=60).text
+    return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith("ray_serve_event_loop_tasks{"))
+
+
+def _count(most: int) -> Any:
+    left = iter(range(most))
+    return lambda: next(left, None) is not None
+
+
+def _median(looks: list[Look], what: str, start: float, end: float) -> float:
+    values = sorted(getattr(look, what) for look in looks[int(len(looks) * start) : int(len(looks) * end)])
+    return values[len(values) // 2]
