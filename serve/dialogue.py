@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -109,7 +108,7 @@ async def _part(part: TextPart | AudioPart, param: str, listener: Listener) -> _
         return _Part(text=part.text.strip())
     try:
         clip = base64.b64decode(part.input_audio.data, validate=True)
-    except binascii.Error:
+    except ValueError:
         raise ApiError(
             400, f"{param}.input_audio.data is not base64", code="invalid_base64", param=f"{param}.input_audio.data"
         ) from None

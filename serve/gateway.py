@@ -226,7 +226,7 @@ def create_app(
             told = request.stream_options is not None and request.stream_options.include_usage
             live = await current.chat_live(request)
             usage = (lambda reply: _usage(reply).model_dump()) if told else None
-            return _told(chat_events(head, live, usage))
+            return _live(chat_events(head, live, usage))
         answer = await current.chat(request)
         read = wire.Reading(**reading(answer.reply))
         return wire.ChatCompletion(**head, choices=[_choice(answer)], usage=_usage(answer.reply), speechgpt=read)
@@ -239,7 +239,7 @@ def create_app(
         if request.response_format in ("pcm", "mp3", "opus"):
             pieces = await service().speak_live(request)
             if request.stream_format == "sse":
-                return _told(live_speech_events(pieces, _speech_usage))
+                return _live(live_speech_events(pieces, _speech_usage))
             return StreamingResponse(speech_bytes(pieces), media_type=media_type)
         said = await service().speak(request)
         if request.stream_format == "sse":
@@ -344,7 +344,7 @@ _UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 """A proxy in front of the gateway must not hold events back."""
 
 
-def _told(events: AsyncGenerator[str, None]) -> StreamingResponse:
+def _live(events: AsyncGenerator[str, None]) -> StreamingResponse:
     return _stream(told_of_faults(events, visits.current().stream_until))
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import logging
 import time
@@ -177,7 +176,7 @@ def _token(headers: Headers) -> str:
             return ""
         try:
             return base64.b64decode(credentials, validate=True).decode().partition(":")[2].strip()
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             return ""
     offered = (name.strip() for name in headers.get("sec-websocket-protocol", "").split(","))
     return next((name.removeprefix(SUBPROTOCOL) for name in offered if name.startswith(SUBPROTOCOL)), "")
