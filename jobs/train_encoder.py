@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jobs.shell import Context, Job, command
+from jobs.shell import Context, Job, JobError, command
 
 _TARGETS = "encoder/targets"
 _TEACHER = "encoder/teacher.safetensors"
@@ -19,6 +19,11 @@ _SAMPLED_CLIPS = 1500
 
 def run(context: Context) -> dict[str, Any]:
     init = context.recipe.encoder.init
+    if init == "scratch" and context.recipe.encoder.training.objective == "masked":
+        raise JobError(
+            "encoder.training.objective: this job distils only; masked prediction is in "
+            "speechgpt.training.masked_prediction, without a job"
+        )
     figures = _distil(context) if init == "scratch" else _adopt(context, init)
     files = ["config.json", "model.safetensors", "preprocessor_config.json", "unit_config.json"]
     return {"figures": figures, "outputs": [f"encoder/{name}" for name in files]}

@@ -125,7 +125,8 @@ class MaskingSection(Section):
 
 class EncoderTrainingSection(Section):
     objective: Literal["distil", "masked"] = "distil"
-    """`distil`: hear what a stronger teacher hears; `masked`: HuBERT's own training, which needs recordings alone."""
+    """`distil`: hear what a stronger teacher hears; `masked`: HuBERT's own training, which needs recordings alone (a
+    loop of `training/masked_prediction.py`; the job `train-encoder` refuses it)."""
     teacher: TeacherSection = TeacherSection()
     masked: MaskingSection = MaskingSection()
     steps: int = Field(2000, ge=1)
