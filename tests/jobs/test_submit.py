@@ -236,31 +236,6 @@ def test_an_unknown_submission_is_named(cluster: Cluster) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-def test_the_doctor_asks_every_node_for_its_packages(cluster: Cluster) -> None:
-    done = cluster.speechgpt("doctor", "--workspace", str(cluster.scratch), "--json")
-    told = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
-    assert told["packages of the nodes"]["found"] == "all as required on 2 of 2", told
-    lacking = json.loads(cluster.ray(EXAMINE, "no-such-package>=1"))
-    assert len(lacking) == 2 and all("no-such-package>=1: absent" in found for found in lacking)
-    assert not [name for name in cluster.ray(LIST).split() if name.startswith("doctor-")], "the doctor leaves nothing"
-
-
-EXAMINE = """
-import json, sys
-from speechgpt.runtime.cluster_health import examine_cluster
-findings = examine_cluster(sys.argv[1], sys.argv[2:])
-print(json.dumps([finding.found for finding in findings if finding.subject.startswith("packages of")]))
-"""
-
-LIST = """
-import sys
-from ray.job_submission import JobSubmissionClient
-print(*(job.submission_id for job in JobSubmissionClient(sys.argv[1]).list_jobs()))
-"""
-
-
-@pytest.mark.ray
 @pytest.mark.evidence
 def test_the_pipeline_ends_with_a_registered_bundle(cluster: Cluster) -> None:
     place = cluster.scratch / "pipeline"

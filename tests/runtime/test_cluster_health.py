@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from speechgpt.runtime import doctor, node_probe
+from speechgpt.runtime import doctor
 from speechgpt.runtime.bucket_health import examine_bucket
 from speechgpt.runtime.cluster_health import (
     examine_cluster,
@@ -21,7 +21,6 @@ from speechgpt.runtime.cluster_health import (
     judge_token,
     judge_version,
 )
-from speechgpt.runtime.node_health import judge_packages
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
 
@@ -167,18 +166,6 @@ def test_a_small_shared_memory_is_noted(monkeypatch: pytest.MonkeyPatch) -> None
     finding = doctor._shared_memory()
     assert finding is not None
     assert (finding.grade, "--shm-size" in finding.remedy) == ("note", True)
-
-
-def test_packages_that_a_node_lacks_are_named() -> None:
-    assert node_probe.lacking(["numpy>=2", "no-such-package>=1"]) == {"no-such-package>=1": "absent"}
-    [version] = node_probe.lacking(["numpy<1"]).values()
-    assert version == __import__("numpy").__version__
-    nodes = [("10.0.0.7", {}), ("10.0.0.8", {"mlflow<3.18,>=3.17.2": "absent"}), ("10.0.0.9", None)]
-    lacks, hangs, whole = judge_packages(nodes)
-    assert (lacks.subject, lacks.grade) == ("packages of 10.0.0.8", "missing")
-    assert "mlflow" in lacks.found and "image" in lacks.remedy
-    assert (hangs.subject, hangs.grade) == ("node 10.0.0.9", "missing")
-    assert (whole.grade, "1 of 3" in whole.found) == ("ok", True)
 
 
 def test_tracking_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ Plain HTTP with the token, so that a cluster can be examined from a machine whos
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib import metadata
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from speechgpt.runtime.findings import Finding, Grade
-from speechgpt.runtime.node_health import examine_nodes
 
 TIMEOUT_SECONDS = 10
 SKEW_SECONDS = 60.0
@@ -35,11 +34,8 @@ def token() -> tuple[str, str]:
         return "", str(path)
 
 
-def examine_cluster(address: str, requirements: Sequence[str] = ()) -> Iterator[Finding]:
-    """Everything about the cluster whose dashboard is at `address`; where it does not answer, only that.
-
-    With `requirements` a short job asks each node for these packages.
-    """
+def examine_cluster(address: str) -> Iterator[Finding]:
+    """Everything about the cluster whose dashboard is at `address`; where it does not answer, only that."""
     import httpx
 
     secret, place = token()
@@ -59,8 +55,6 @@ def examine_cluster(address: str, requirements: Sequence[str] = ()) -> Iterator[
             nodes = client.get("/nodes", params={"view": "summary"})
             nodes.raise_for_status()
             yield from judge_nodes(nodes.json()["data"]["summary"])
-            if requirements:
-                yield from examine_nodes(client, requirements)
     except (httpx.HTTPError, KeyError, json.JSONDecodeError) as error:
         remedy = "is the cluster up, and is this its dashboard (http://HEAD:8265, through a tunnel or port-forward)?"
         yield Finding("Ray cluster", "missing", f"{url} does not answer as Ray does: {error!r}", remedy)

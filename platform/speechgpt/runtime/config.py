@@ -210,8 +210,5 @@ class ResourcesSection(Section):
     gpu_node: NodeSection = NodeSection(gpus=1)
     idle_minutes: int = Field(5, ge=1)
     """A node that has been idle for so long goes back to the cloud."""
-    node_wait_minutes: float = Field(15, gt=0)
-    """How long a job waits for nodes that the cluster cannot give, or the cloud refuses, before it fails. It says at
-    once what it waits for. Raise it where spot machines are awaited for hours."""
     object_store_bytes: int = Field(0, ge=0)
     """Object store of a private local cluster; 0 leaves it to Ray."""

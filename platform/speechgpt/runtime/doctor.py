@@ -86,7 +86,7 @@ def examine(workspace: str, address: str = "") -> Iterator[Finding]:
         yield _storage(workspace)
     yield _ray()
     if address:
-        yield from examine_cluster(address, _requirements())
+        yield from examine_cluster(address)
     elif exposed := _exposed_dashboard():
         yield exposed
     yield _tracking()
@@ -105,7 +105,7 @@ def _packages() -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
     wrong = 0
-    required = [Requirement(line) for line in _requirements()]
+    required = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or [] if "extra ==" not in line]
     for requirement in required:
         version = _version(requirement.name)
         if version is None or not requirement.specifier.contains(version, prereleases=True):
@@ -118,11 +118,6 @@ def _packages() -> Iterator[Finding]:
         if find_spec(name) and _is_cpu_build("torch") and not _is_cpu_build(name):
             remedy = f"pip uninstall {name}: not needed here, and a CUDA build of it breaks a CPU build of torch"
             yield Finding(name, "missing", f"{_version(name)}, beside torch {_version('torch')}", remedy)
-
-
-def _requirements() -> list[str]:
-    """What the distribution needs without its extras."""
-    return [line for line in metadata.requires(DISTRIBUTION) or [] if "extra ==" not in line]
 
 
 def _extras() -> Iterator[Finding]:
