@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ LONGEST = 600.0
 
 
 def test_replicas_follow_the_load(
-    endless_bundle: Path, tiny: Recipe, ray_cluster: None, record_property: pytest.RecordProperty
+    endless_bundle: Path, tiny: Recipe, ray_cluster: None, record_property: Callable[[str, object], None]
 ) -> None:
     """Under load the language model's replicas go from one to three, afterwards back to one."""
     language = tiny.serving.language.model_copy(

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -18,7 +19,7 @@ TOKENS = 1500
 
 
 def test_sigterm_ends_a_service_and_no_answer(
-    endless_bundle: Path, tmp_path: Path, record_property: pytest.RecordProperty
+    endless_bundle: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """SIGTERM while an answer is heard: it is heard to its end, and the process ends by itself, with 0."""
     with socket.socket() as probe:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ LONGEST = 180.0
 
 
 def test_a_killed_replica_takes_only_its_own_requests(
-    tiny_bundle: Path, tiny: Recipe, ray_cluster: None, clip: bytes, record_property: pytest.RecordProperty
+    tiny_bundle: Path, tiny: Recipe, ray_cluster: None, clip: bytes, record_property: Callable[[str, object], None]
 ) -> None:
     """One of two replicas of each deployment killed under load: its requests alone fail, as ones to be tried again."""
     asks = [chat("tiny"), chat("tiny", spoken=True, stream=True), speech("tiny"), transcription("tiny", clip)]

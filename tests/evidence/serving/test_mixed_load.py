@@ -5,6 +5,7 @@ tests/serve/test_mixed_load.py.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ MINUTES = float(os.environ.get("SPEECHGPT_MIXED_LOAD_MINUTES", "60"))
 
 
 def test_an_hour_of_mixed_load_leaks_nothing(
-    tiny_bundle: Path, tiny: Recipe, ray_cluster: None, clip: bytes, record_property: pytest.RecordProperty
+    tiny_bundle: Path, tiny: Recipe, ray_cluster: None, clip: bytes, record_property: Callable[[str, object], None]
 ) -> None:
     """Text, sound both ways, streams, refusals and clients who vanish, for an hour: no process of the service grows."""
     found = mixed_load(tiny_bundle, tiny, clip, seconds=MINUTES * 60)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ SECONDS = 30.0
 
 
 def test_ten_times_too_much(
-    endless_bundle: Path, tiny: Recipe, ray_cluster: None, record_property: pytest.RecordProperty
+    endless_bundle: Path, tiny: Recipe, ray_cluster: None, record_property: Callable[[str, object], None]
 ) -> None:
     """Ten times the capacity, at random: all is answered or refused in time, refusals at once, and it passes."""
     language = tiny.serving.language.model_copy(

@@ -1,6 +1,7 @@
 """Row 7 of the matrix, under load: clients who vanish take nothing with them and leave nothing behind."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ MARGIN = 24 << 20
 
 
 def test_500_clients_that_vanish(
-    endless_bundle: Path, tiny: Recipe, ray_cluster: None, clip: bytes, record_property: pytest.RecordProperty
+    endless_bundle: Path, tiny: Recipe, ray_cluster: None, clip: bytes, record_property: Callable[[str, object], None]
 ) -> None:
     """500 clients gone at random moments: within 5 s nothing is worked on; the second 250 leave memory as it was."""
     language = tiny.serving.language.model_copy(
