@@ -150,7 +150,7 @@ MARKED = (
 def test_users_words_hold_no_control_token(service: Service, words: str, earlier: str) -> None:
     """Row 5: whatever is typed, in any message and in text to be read, the prompt's control tokens are the same."""
     prompter = service._pipeline._prompter  # type: ignore[attr-defined]
-    vocabulary = prompter._model.vocabulary
+    vocabulary = prompter._wording.vocabulary
     control = vocabulary.control_ids
 
     def controls(task: Ask | Read) -> list[int]:
@@ -170,7 +170,7 @@ def test_users_words_hold_no_control_token(service: Service, words: str, earlier
 
 def test_units_outside_the_codebook_are_refused(service: Service) -> None:
     """Row 5: no request can name a unit; what stands outside the codebook is refused where units are used."""
-    vocabulary = service._pipeline._prompter._model.vocabulary  # type: ignore[attr-defined]
+    vocabulary = service._pipeline._prompter._wording.vocabulary  # type: ignore[attr-defined]
     vocoder = service._pipeline._vocoder  # type: ignore[attr-defined]
     for unit in (-1, 32, 1 << 40):
         with pytest.raises(ValueError, match="outside the codebook"):
