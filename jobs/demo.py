@@ -110,7 +110,7 @@ def converse(
 
 def held_out_question(workspace: Workspace) -> "Utterance":
     """The first by id of the questions of the evaluation in a voice that training heard: not chosen for its answer."""
-    from jobs.evaluate import workspace_utterances
+    from jobs.utterances import workspace_utterances
 
     for utterance in workspace_utterances(workspace):
         if utterance.group == "seen":

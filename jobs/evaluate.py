@@ -7,22 +7,22 @@ column, if there is one, says what a spoken question should get back).
 """
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
+from jobs.interviews import actor, in_chunks
 from jobs.publish import bundle_path
 from jobs.shell import Context, Job, JobError, JsonOption, RecipeOption, SetOption, WorkspaceOption, perform, verb
+from jobs.subjects import BundleOption, Served, Subject, recipe_of, refuse_lone_manifest, stage_subjects
+from jobs.utterances import manifest_utterances, spoken_held_out, workspace_utterances
 from speechgpt.evaluation.config import EvaluationSection
 from speechgpt.language.config import GenerationSection, ReplyForm
 from speechgpt.recipe import Recipe
 from speechgpt.runtime.config import ResourcesSection
-from speechgpt.runtime.progress import Counter, Progress
+from speechgpt.runtime.progress import Progress
 from speechgpt.runtime.tracking import Tracking
 from speechgpt.runtime.workspace import Workspace
 from speechgpt.speech.config import DataSection, VoiceSection
@@ -35,35 +35,13 @@ if TYPE_CHECKING:
     from speechgpt.evaluation.scoring import Examined
 
 _JSON, _HTML = "reports/evaluation.json", "reports/evaluation.html"
-_CHUNK = 32
-"""Clips in one call of an actor: the step of the progress bar."""
 _SAMPLES = 8
 """Dialogues that the report plays."""
-_CPUS = 0.5
-"""Two of these actors work at a time, and must find room on a cluster of one CPU."""
 _RECORDED = "real recordings"
 _NOISE = 20.0
 """dB below a recording, of the noise that its units should stand."""
 _TIMED, _TIMED_CORES = 31, 2
 """Questions asked one at a time, the first of them uncounted, and the cores that their answers are made on."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The language model that a stage left, and the adapter on top of it (names in the workspace)."""
-
-    stage: str
-    workspace: Workspace
-    model: str
-    adapter: str | None = None
-
-
-@dataclass(frozen=True)
-class Served:
-    """A bundle by an address that every node can resolve, and the MLflow store of a `models:/` one."""
-
-    address: str
-    store: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,43 +105,44 @@ def examine(
     from speechgpt.runtime import cluster
 
     cluster.connect(terms.resources)
-    listener: Any = ray.remote(num_cpus=_CPUS)(BundleListener).remote(
-        served.address, served.store, terms.evaluation.recogniser
-    )
-    clips, unusable = ray.get(listener.encode.remote(list(utterances), terms.data.max_seconds))
-    if not clips:
-        raise JobError(f"none of the {len(utterances)} utterances can be decoded; the first: {unusable[0]}")
-    judged = spread(scoring.headline(clips), terms.evaluation.judged_clips, terms.seed)
-    apart = _by_voice(clips, terms)
-    listened = {clip.id: clip for clip in (*judged, *(clip for part in apart.values() for clip in part))}
-    told = [clip for clip in listened.values() if clip.text is not None]
-    sounds = {utterance.id: utterance.sound for utterance in utterances}
-    originals = listener.originals.remote({clip.id: sounds[clip.id] for clip in told})
-    resynthesised = listener.spoken.remote({clip.id: clip.units for clip in told})
-    examined = _examine_bundle(served, clips, terms, progress)
-    spoken = {clip.id: examined.replies[clip.id].units for clip in judged if clip.id in examined.replies}
-    answers = listener.spoken.remote({name: units for name, units in spoken.items() if units}, bool(apart))
-    texts = {name: examined.replies[name].text for name, units in spoken.items() if units}
-    said = listener.said.remote({n: t for n, t in texts.items() if t}, terms.voice, terms.seed) if apart else None
-    table = _examine_stages(subjects, clips, terms, progress)
-    progress.say("listening to the answers")
-    original, again, aloud = ray.get([originals, resynthesised, answers])
-    voice = ray.get(said) if said else Listened({}, {})
-    heard = scoring.Heard(original.words, again.words, aloud.words, voice.words)
-    bootstrap = Bootstrap(terms.evaluation.bootstrap, terms.seed)
-    figures = scoring.figures(clips, examined, heard, bootstrap, judged)
-    if apart:
-        quality = {"model": aloud.quality, "voice": voice.quality}
+    with actor(BundleListener, served.address, served.store, terms.evaluation.recogniser) as listener:
+        clips, unusable = ray.get(listener.encode.remote(list(utterances), terms.data.max_seconds))
+        if not clips:
+            raise JobError(f"none of the {len(utterances)} utterances can be decoded; the first: {unusable[0]}")
+        judged = spread(scoring.headline(clips), terms.evaluation.judged_clips, terms.seed)
+        apart = _by_voice(clips, terms)
+        listened = {clip.id: clip for clip in (*judged, *(clip for part in apart.values() for clip in part))}
+        told = [clip for clip in listened.values() if clip.text is not None]
+        sounds = {utterance.id: utterance.sound for utterance in utterances}
+        originals = listener.originals.remote({clip.id: sounds[clip.id] for clip in told})
+        resynthesised = listener.spoken.remote({clip.id: clip.units for clip in told})
+        examined = _examine_bundle(served, clips, terms, progress)
+        spoken = {clip.id: examined.replies[clip.id].units for clip in judged if clip.id in examined.replies}
+        answers = listener.spoken.remote({name: units for name, units in spoken.items() if units}, bool(apart))
+        texts = {name: examined.replies[name].text for name, units in spoken.items() if units}
+        said = listener.said.remote({n: t for n, t in texts.items() if t}, terms.voice, terms.seed) if apart else None
+        table = _examine_stages(subjects, clips, terms, progress)
+        progress.say("listening to the answers")
+        original, again, aloud = ray.get([originals, resynthesised, answers])
+        voice = ray.get(said) if said else Listened({}, {})
+        heard = scoring.Heard(original.words, again.words, aloud.words, voice.words)
+        bootstrap = Bootstrap(terms.evaluation.bootstrap, terms.seed)
+        figures = scoring.figures(clips, examined, heard, bootstrap, judged)
+        if apart:
+            quality = {"model": aloud.quality, "voice": voice.quality}
+            figures["detail"] |= {
+                "resynthesis": {name: scoring.resynthesis(part, heard, bootstrap) for name, part in apart.items()},
+                "answers_aloud": scoring.beside_the_voice(examined, heard, quality, bootstrap),
+            }
         figures["detail"] |= {
-            "resynthesis": {name: scoring.resynthesis(part, heard, bootstrap) for name, part in apart.items()},
-            "answers_aloud": scoring.beside_the_voice(examined, heard, quality, bootstrap),
+            "stages": table,
+            "recogniser": ray.get(listener.recogniser.remote()),
+            "unusable": unusable,
         }
-    figures["detail"] |= {"stages": table, "recogniser": ray.get(listener.recogniser.remote()), "unusable": unusable}
-    recorded = {clip.id: sounds[clip.id] for clip in apart.get(_RECORDED, [])}
-    if recorded:
-        edits = ray.get(listener.stability.remote(recorded, _NOISE, terms.seed))
-        figures["detail"]["unit_edits_in_noise"] = scoring.mean(edits, bootstrap)
-    ray.kill(listener)
+        recorded = {clip.id: sounds[clip.id] for clip in apart.get(_RECORDED, [])}
+        if recorded:
+            edits = ray.get(listener.stability.remote(recorded, _NOISE, terms.seed))
+            figures["detail"]["unit_edits_in_noise"] = scoring.mean(edits, bootstrap)
     if apart:
         figures["detail"]["alone"] = _converse(served, [sounds[clip.id] for clip in judged[:_TIMED]], terms, bootstrap)
     samples = [
@@ -212,11 +191,9 @@ def _converse(
     cores = min(_TIMED_CORES, int(ray.cluster_resources().get("CPU", 0)))
     if not cores:
         return None
-    conversation: Any = ray.remote(num_cpus=cores)(BundleConversation).remote(
-        served.address, served.store, terms.generation, cores
-    )
-    timings = [ray.get(conversation.ask.remote(sound)) for sound in questions][1:]
-    ray.kill(conversation)
+    alone = (served.address, served.store, terms.generation, cores)
+    with actor(BundleConversation, *alone, cpus=cores) as conversation:
+        timings = [ray.get(conversation.ask.remote(sound)) for sound in questions][1:]
     return {**scoring.waiting([each for each in timings if each is not None], bootstrap), "cores": cores}
 
 
@@ -225,30 +202,26 @@ def _examine_bundle(served: Served, clips: Sequence["Clip"], terms: Terms, progr
 
     Recordings that are no questions are not asked for an answer, unless nothing else is there.
     """
-    import ray
-
     from jobs.examiners import BundleExaminer
     from speechgpt.evaluation.scoring import Examined
 
-    examiner: Any = ray.remote(num_cpus=_CPUS)(BundleExaminer).remote(served.address, served.store, terms.generation)
     told = [clip for clip in clips if clip.text is not None]
     questions = _questions(clips)
-    with progress.count("asking the bundle", len(told) + len(questions) + len(clips), "replies") as counter:
-        examined = Examined(
-            transcripts=_ask(examiner.transcribe.remote, told, counter),
-            replies=_ask(_answering(examiner, "chain"), questions, counter),
-            losses=_ask(examiner.unit_losses.remote, clips, counter),
+    with (
+        actor(BundleExaminer, served.address, served.store, terms.generation) as examiner,
+        progress.count("asking the bundle", len(told) + len(questions) + len(clips), "replies") as counter,
+    ):
+        return Examined(
+            transcripts=in_chunks(examiner.transcribe.remote, told, counter),
+            replies=in_chunks(_answering(examiner, "chain"), questions, counter),
+            losses=in_chunks(examiner.unit_losses.remote, clips, counter),
         )
-    ray.kill(examiner)
-    return examined
 
 
 def _examine_stages(
     subjects: Sequence[Subject], clips: Sequence["Clip"], terms: Terms, progress: Progress
 ) -> dict[str, Any]:
     """{stage: its row of the table}: the same few questions put to the model that each stage left."""
-    import ray
-
     from jobs.examiners import StageExaminer
     from speechgpt.evaluation import scoring
     from speechgpt.evaluation.metrics import Bootstrap
@@ -261,16 +234,14 @@ def _examine_stages(
     table = {}
     with progress.count("asking the model of each stage", 4 * len(compared) * len(subjects), "replies") as counter:
         for subject in subjects:
-            examiner: Any = ray.remote(num_cpus=_CPUS)(StageExaminer).remote(
-                subject.workspace, subject.model, subject.adapter, terms.generation
-            )
-            examined = scoring.Examined(
-                transcripts=_ask(examiner.transcribe.remote, compared, counter),
-                replies=_ask(_answering(examiner, "text"), compared, counter),
-                typed=_ask(examiner.answer_typed.remote, compared, counter),
-                losses=_ask(examiner.unit_losses.remote, compared, counter),
-            )
-            ray.kill(examiner)
+            asked = (subject.workspace, subject.model, subject.adapter, terms.generation)
+            with actor(StageExaminer, *asked) as examiner:
+                examined = scoring.Examined(
+                    transcripts=in_chunks(examiner.transcribe.remote, compared, counter),
+                    replies=in_chunks(_answering(examiner, "text"), compared, counter),
+                    typed=in_chunks(examiner.answer_typed.remote, compared, counter),
+                    losses=in_chunks(examiner.unit_losses.remote, compared, counter),
+                )
             bootstrap = Bootstrap(terms.evaluation.bootstrap, terms.seed)
             table[subject.stage] = scoring.stage_figures(compared, examined, bootstrap)
     return table
@@ -280,110 +251,8 @@ def _questions(clips: Sequence["Clip"]) -> list["Clip"]:
     return [clip for clip in clips if clip.answer is not None] or list(clips)
 
 
-def _ask(call: Callable[[list["Clip"]], Any], clips: Sequence["Clip"], counter: Counter) -> dict[str, Any]:
-    """{clip id: reply} of an actor's method, asked in chunks of clips of like length."""
-    import ray
-
-    ordered = sorted(clips, key=lambda clip: (len(clip.units), clip.id))
-    chunks = [ordered[start : start + _CHUNK] for start in range(0, len(ordered), _CHUNK)]
-    replies: dict[str, Any] = {}
-    for chunk, pending in [(chunk, call(chunk)) for chunk in chunks]:
-        replies |= zip((clip.id for clip in chunk), ray.get(pending), strict=True)
-        counter.advance(len(chunk))
-    return replies
-
-
-def _answering(examiner: Any, form: ReplyForm) -> Callable[[list["Clip"]], Any]:
+def _answering(examiner: Any, form: ReplyForm) -> Callable[[Sequence["Clip"]], Any]:
     return lambda chunk: examiner.answer.remote(chunk, form)
-
-
-def stage_subjects(recipe: Recipe, workspace: Workspace) -> list[Subject]:
-    """The untrained model, then what each stage left, in order; a LoRA stage is its adapter on what it started from."""
-    starts = [f"checkpoints/{name}/start" for name in recipe.stages]
-    untrained = [Subject("untrained", workspace, start) for start in starts if workspace.exists(start)]
-    return untrained + [
-        Subject(
-            name,
-            workspace,
-            f"models/{stage.start_from if stage.lora else name}",
-            f"models/{name}" if stage.lora else None,
-        )
-        for name, stage in recipe.stages.items()
-    ]
-
-
-def workspace_utterances(workspace: Workspace) -> list["Utterance"]:
-    """Held-out spoken questions of every voice, and the held-out recordings that have a text."""
-    from pyarrow import dataset
-
-    from speechgpt.evaluation.listening import Utterance
-
-    found = []
-    if workspace.exists("speech"):
-        speech = dataset.dataset(workspace.root("speech"), filesystem=workspace.fs)
-        held_out = (dataset.field("role") == "question") & (dataset.field("split") == "heldout")
-        for row in speech.to_table(filter=held_out).to_pylist():
-            known = (row["speaker"], row["text"], row["answer"], row["category"])
-            found.append(Utterance(row["id"], "stranger" if row["stranger"] else "seen", *known, sound=row["audio"]))
-    if workspace.exists("manifest/utterances.parquet"):
-        found += _recorded(workspace.read_table("manifest/utterances.parquet").to_pylist())
-    return sorted(found, key=lambda utterance: utterance.id)
-
-
-def _recorded(rows: Sequence[dict[str, Any]]) -> "Iterator[Utterance]":
-    """The recordings with a text that training did not hear."""
-    from speechgpt.evaluation.listening import Utterance
-    from speechgpt.runtime.recordings import read_bytes
-
-    for row in rows:
-        if row["split"] != "train" and row["text"]:
-            known = (row["speaker"] or "", row["text"], row["answer"], "recording")
-            yield Utterance(row["id"], "recording", *known, sound=read_bytes(row["path"]))
-
-
-def manifest_utterances(manifest: str, limit: float) -> list["Utterance"]:
-    """Every usable row of a manifest. Raises JobError for one that cannot be used, or with too many bad rows."""
-    from jobs.manifest import refuse_too_many
-    from speechgpt.evaluation.listening import Utterance
-    from speechgpt.runtime.recordings import ManifestError, read_bytes, read_manifests
-
-    try:
-        recordings = read_manifests([manifest])
-    except ManifestError as error:
-        raise JobError(str(error)) from None
-    refuse_too_many(recordings, limit, manifest)
-    return [
-        Utterance(
-            id=row["id"],
-            group="manifest",
-            speaker=row["speaker"] or "",
-            text=row["text"],
-            answer=row["answer"],
-            category=row.get("category") or "",
-            sound=read_bytes(row["path"]),
-        )
-        for row in recordings.rows
-    ]
-
-
-def spoken_held_out(recipe: Recipe, workspace: Workspace, progress: Progress) -> list["Utterance"]:
-    """The recipe's held-out questions by every voice, in the same samples that its own pipeline judges, and its
-    held-out recordings, if they are here."""
-    import pyarrow.compute as pc
-
-    from jobs.manifest import prompts_of, sources
-    from jobs.synthesize import speak
-    from speechgpt.runtime.recordings import ManifestError, read_manifests
-
-    prompts = prompts_of(recipe)
-    speak(prompts.filter(pc.equal(prompts["split"], "heldout")), recipe, workspace, progress)
-    recordings = []
-    for source in sources(recipe):
-        try:
-            recordings += read_manifests([source]).rows
-        except ManifestError as error:
-            progress.say(f"evaluated without the recordings of {source}: {error}")
-    return sorted([*workspace_utterances(workspace), *_recorded(recordings)], key=lambda utterance: utterance.id)
 
 
 def loss_curves(recipe: Recipe, workspace: Workspace) -> dict[str, list[tuple[int, float]]]:
@@ -403,34 +272,27 @@ def evaluate_bundle(address: str, manifest: str, workspace: str, progress: Progr
     They are of a manifest, or else of the questions that this recipe keeps from training, which all its voices speak
     anew, into a directory of `workspace`. Raises JobError for a bundle without a recipe and no manifest.
     """
-    from speechgpt.runtime import bundle
-
-    # Ray's workers stand in other directories, and perhaps on nodes without this environment.
-    address = str(Path(address).absolute()) if Path(address).is_dir() else address
-    store = os.environ.get("MLFLOW_TRACKING_URI", "")
-    opened = bundle.load(address, store)
-    made_by = opened.manifest["lineage"].get("recipe")
-    made_by = Recipe.model_validate(yaml.safe_load(made_by)) if made_by else None
+    served = Served.at(address)
+    opened = served.opened()
+    tree = recipe_of(opened, address, manifest)
+    made_by = Recipe.model_validate(tree) if tree else None
     terms = Terms.of(made_by) if made_by else Terms()
     if manifest:
         utterances = manifest_utterances(manifest, terms.data.max_bad_fraction)
-    elif made_by:
+    else:
+        assert made_by is not None
         # What the voices said under another recipe must not be taken for this one's.
         which = hashlib.sha256(made_by.yaml().encode()).hexdigest()[:8]
         place = Workspace(f"{workspace or 'runs'}/{made_by.name}-heldout-{which}")
         utterances = spoken_held_out(made_by, place, progress)
-    else:
-        raise JobError(f"bundle {address} names no recipe whose questions could be asked: give a --manifest")
     if not utterances:
         raise JobError(f"{manifest or 'the recipe'} has nothing to evaluate on")
-    figures, _ = examine(Served(address, store), utterances, [], terms, progress)
+    figures, _ = examine(served, utterances, [], terms, progress)
     return {**figures, "bundle": opened.digest}
 
 
 def evaluate(
-    bundle: Annotated[
-        str, typer.Option(help="Directory, s3://…, models:/name@alias, or a shipped name, in place of the workspace's.")
-    ] = "",
+    bundle: BundleOption = "",
     manifest: Annotated[
         str, typer.Option(help="Recordings to evaluate a bundle on; else its recipe's held-out questions, spoken anew.")
     ] = "",
@@ -439,8 +301,7 @@ def evaluate(
     set: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    if manifest and not bundle:
-        raise typer.BadParameter("--manifest needs --bundle; without both, the workspace's bundle is evaluated")
+    refuse_lone_manifest(bundle, manifest)
     if not bundle:
         perform(JOB, None, recipe, workspace, set, json)
         return

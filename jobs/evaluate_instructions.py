@@ -9,20 +9,18 @@ With `--bundle B` it examines any bundle, on the held-out questions of its own r
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
-import yaml
 
-from jobs.evaluate import Served, Subject, manifest_utterances, stage_subjects, workspace_utterances
-from jobs.interviews import Answered, Interviews, Parts, actor, in_chunks, verdicts
+from jobs.interviews import Answered, Interviews, Parts, actor, kept_in_chunks, verdicts
 from jobs.publish import bundle_path
 from jobs.shell import Context, Job, JobError, JsonOption, RecipeOption, SetOption, WorkspaceOption, execute, verb
+from jobs.subjects import BundleOption, Served, Subject, recipe_of, refuse_lone_manifest, stage_subjects
+from jobs.utterances import manifest_utterances, workspace_utterances
 from speechgpt.evaluation.config import InstructionFollowingSection
 from speechgpt.recipe import Recipe, load, resolved
 from speechgpt.runtime.files import absolute
@@ -287,7 +285,7 @@ def _tasks(
     with progress.count("asking without a grammar", len(TASKS) * len(some), "questions") as counter:
         for number, task in enumerate(TASKS if some else ()):
             call = partial(_unguided, interviewer, task, recipe.seed)
-            replies = in_chunks(call, some, counter, parts, f"task-{number}")
+            replies = kept_in_chunks(call, some, counter, parts, f"task-{number}")
             done[task.name] = [Done(*reply) for reply in replies.values()]
     return done
 
@@ -311,14 +309,14 @@ def _retained(
     losses, replies = {}, {}
     with progress.count(f"text alone, {stage}", 2 * len(RETAINED) * len(some), "questions") as counter:
         for kind in RETAINED:
-            lost = in_chunks(
+            lost = kept_in_chunks(
                 lambda chunk, kind=kind: interviewer.text_losses.remote(chunk, kind),  # type: ignore[misc]
                 some,
                 counter,
                 parts,
                 f"text-{stage}.{kind}.losses",
             )
-            said = in_chunks(
+            said = kept_in_chunks(
                 lambda chunk, kind=kind: interviewer.ask.remote(chunk, kind),  # type: ignore[misc]
                 some,
                 counter,
@@ -392,12 +390,10 @@ def _notes(section: InstructionFollowingSection, subjects: Subjects, recogniser:
 
 def standard_bundle(section: InstructionFollowingSection, served: Served) -> Served:
     """The bundle that was trained without the chain. Raises JobError if its units are not the other's."""
-    from speechgpt.runtime import bundle
-
-    other = Served(_address(section.standard), os.environ.get("MLFLOW_TRACKING_URI", ""))
+    other = Served.at(section.standard)
     encoders = [
         {name: digest for name, digest in opened.manifest["files"].items() if name.startswith("encoder/")}
-        for opened in (bundle.load(other.address, other.store), bundle.load(served.address, served.store))
+        for opened in (other.opened(), served.opened())
     ]
     if encoders[0] != encoders[1]:
         raise JobError(
@@ -407,15 +403,8 @@ def standard_bundle(section: InstructionFollowingSection, served: Served) -> Ser
     return other
 
 
-def _address(bundle: str) -> str:
-    """As Ray's workers find it, who stand in other directories, perhaps on nodes without this environment."""
-    return str(Path(bundle).absolute()) if Path(bundle).is_dir() else bundle
-
-
 def evaluate_instructions(
-    bundle: Annotated[
-        str, typer.Option(help="Directory, s3://…, models:/name@alias, or a shipped name, in place of the workspace's.")
-    ] = "",
+    bundle: BundleOption = "",
     manifest: Annotated[
         str, typer.Option(help="Recordings with an `answer` to ask a bundle; else its recipe's held-out questions.")
     ] = "",
@@ -424,8 +413,7 @@ def evaluate_instructions(
     set: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    if manifest and not bundle:
-        raise typer.BadParameter("--manifest needs --bundle; without both, the workspace's bundle is evaluated")
+    refuse_lone_manifest(bundle, manifest)
     overrides = tuple(set or ())
     with verb(json) as answer:
         if bundle:
@@ -448,16 +436,14 @@ def of_bundle(
     """
     from speechgpt.runtime import bundle
 
-    served = Served(_address(address), os.environ.get("MLFLOW_TRACKING_URI", ""))
-    opened = bundle.load(served.address, served.store)
-    made_by = opened.manifest["lineage"].get("recipe")
-    if not made_by and not manifest:
-        raise JobError(f"bundle {address} names no recipe whose questions could be asked: give a --manifest")
+    served = Served.at(address)
+    opened = served.opened()
+    made_by = recipe_of(opened, address, manifest)
     # Whoever made it tracked their runs in a place of their own.
-    tree = {key: value for key, value in yaml.safe_load(made_by).items() if key != "tracking"} if made_by else {}
+    tree = {key: value for key, value in (made_by or {}).items() if key != "tracking"}
     chosen = resolved(tree, overrides, f"of bundle {address}") if made_by else load(recipe, overrides)
     # What the voices said under another recipe must not be taken for this one's.
-    which = hashlib.sha256((made_by or opened.digest).encode()).hexdigest()[:8]
+    which = hashlib.sha256((opened.manifest["lineage"].get("recipe") or opened.digest).encode()).hexdigest()[:8]
     manifest = manifest and absolute(manifest)
     job = Job(
         name=JOB.name,
@@ -481,8 +467,12 @@ def _show(figures: dict[str, Any]) -> None:
 
 def _files(recipe: Recipe) -> list[str]:
     """The index of the bundle to compare with, which names all that is in it."""
-    standard = recipe.instruction_following.standard
-    return [absolute(f"{standard}/bundle.json")] if standard else []
+    from speechgpt.runtime import bundle
+
+    if not recipe.instruction_following.standard:
+        return []
+    standard = Served.at(recipe.instruction_following.standard)
+    return [str(bundle.resolve(standard.address, standard.store) / bundle.INDEX)]
 
 
 _SECTIONS = ("instruction_following", "evaluation", "generation", "data")

@@ -1,6 +1,7 @@
 """Actors of the evaluation, each of which brings the models that it needs to the node it runs on."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from speechgpt.evaluation.conversation import Conversation
 from speechgpt.evaluation.examination import Examiner
@@ -29,35 +30,41 @@ class BundleExaminer(Examiner):
     """The language model of a bundle, with its adapter if it has one."""
 
     def __init__(self, address: str, store: str, generation: GenerationSection) -> None:
-        directory = bundle.resolve(address, store)
-        adapter = directory / "adapter"
-        super().__init__(str(directory / "language"), str(adapter) if adapter.is_dir() else None, generation)
+        super().__init__(*_of_bundle(address, store), generation)
+
+
+class BundleInterviewer(Interviewer):
+    """As `BundleExaminer`, for `evaluate-instructions`."""
+
+    def __init__(self, address: str, store: str, generation: GenerationSection) -> None:
+        super().__init__(*_of_bundle(address, store), generation)
 
 
 class StageExaminer(Examiner):
     """A model of a workspace, and the adapter on top of it (names in the workspace)."""
 
     def __init__(self, workspace: Workspace, model: str, adapter: str | None, generation: GenerationSection) -> None:
-        with ExitStack() as opened:
-            directory = opened.enter_context(workspace.fetch(model))
-            on_top = opened.enter_context(workspace.fetch(adapter)) if adapter else None
-            super().__init__(str(directory), str(on_top) if on_top else None, generation)
-
-
-class BundleInterviewer(Interviewer):
-    """The language model of a bundle, with its adapter if it has one, for `evaluate-instructions`."""
-
-    def __init__(self, address: str, store: str, generation: GenerationSection) -> None:
-        directory = bundle.resolve(address, store)
-        adapter = directory / "adapter"
-        super().__init__(str(directory / "language"), str(adapter) if adapter.is_dir() else None, generation)
+        with _of_stage(workspace, model, adapter) as directories:
+            super().__init__(*directories, generation)
 
 
 class StageInterviewer(Interviewer):
     """As `StageExaminer`, for `evaluate-instructions`."""
 
     def __init__(self, workspace: Workspace, model: str, adapter: str | None, generation: GenerationSection) -> None:
-        with ExitStack() as opened:
-            directory = opened.enter_context(workspace.fetch(model))
-            on_top = opened.enter_context(workspace.fetch(adapter)) if adapter else None
-            super().__init__(str(directory), str(on_top) if on_top else None, generation)
+        with _of_stage(workspace, model, adapter) as directories:
+            super().__init__(*directories, generation)
+
+
+def _of_bundle(address: str, store: str) -> tuple[str, str | None]:
+    directory = bundle.resolve(address, store)
+    adapter = directory / "adapter"
+    return str(directory / "language"), str(adapter) if adapter.is_dir() else None
+
+
+@contextmanager
+def _of_stage(workspace: Workspace, model: str, adapter: str | None) -> Iterator[tuple[str, str | None]]:
+    with ExitStack() as opened:
+        directory = opened.enter_context(workspace.fetch(model))
+        on_top = opened.enter_context(workspace.fetch(adapter)) if adapter else None
+        yield str(directory), str(on_top) if on_top else None

@@ -1,12 +1,16 @@
 """Job `fit-units`: fit the codebook on frames of the training clips, or take one that is there.
 
-Reads `speech/`, the recordings and `encoder/`. Writes `encoder/kmeans.safetensors` and `reports/units.json`: inertia,
-dead units, how evenly the units are used, and units a second.
+Reads `speech/`, the recordings and `encoder/`. Writes `encoder/kmeans.safetensors` and `reports/units.json`: inertia
+and its course (a curve in MLflow), dead units, how evenly the units are used, and units a second.
+
+Frames lie on the disks of the nodes that made them, and each pass brings only sums to the driver, so that memory is
+that of one batch however many frames there are (4 x dimensions bytes a frame on disk: 3 GB a million of HuBERT Base's).
 """
 
 import hashlib
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
     from speechgpt.recipe import Recipe
     from speechgpt.runtime.workspace import Workspace
+    from speechgpt.speech.codebook import Codebook
 
 _KMEANS = "encoder/kmeans.safetensors"
 _REPORT = "reports/units.json"
@@ -43,7 +48,6 @@ class Clip(NamedTuple):
 def run(context: Context) -> dict[str, Any]:
     import numpy as np
     import ray
-    from ray.util import ActorPool
 
     from jobs.shards import runs
     from speechgpt.runtime import cluster
@@ -60,16 +64,16 @@ def run(context: Context) -> dict[str, Any]:
     cluster.connect(recipe.resources)
     pool = recipe.resources.tokenisation
     actor: Any = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus)(Featurizer)
+    # A group's frames stay with the actor of its number, so that sums are formed in the same order each time.
     actors = [actor.remote(workspace, recipe) for _ in range(min(pool.max_actors, len(groups)))]
-    features: list[np.ndarray] = []
+    counts: dict[int, int] = {}
     with context.progress.count("frames of the codebook", len(groups), "batches") as counter:
-        # `map` keeps the order of the groups, so that the fit sees the same frames in the same order each time.
-        for each in ActorPool(actors).map(lambda worker, group: worker.features.remote(group), groups):
-            features += each
+        waiting = {actors[n % len(actors)].keep.remote(n, group): n for n, group in enumerate(groups)}
+        while waiting:
+            (done, *_), _ = ray.wait([*waiting], num_returns=1)
+            counts[waiting.pop(done)] = ray.get(done)
             counter.advance()
-    for worker in actors:
-        ray.kill(worker)
-    frames = np.concatenate(features)[: recipe.codebook.frames]
+    limits = _within([counts[n] for n in range(len(groups))], recipe.codebook.frames)
     report: dict[str, Any] = {}
     if recipe.codebook.init == "shipped":
         book = codebook.Codebook.load(str(resources.files("speechgpt") / "bundles" / "nano" / "encoder"))
@@ -80,15 +84,63 @@ def run(context: Context) -> dict[str, Any]:
                 f"codebook.clusters: {recipe.codebook.clusters}, but {recipe.codebook.init} has {book.clusters} units"
             )
     else:
-        context.progress.say(f"fitting {recipe.codebook.clusters} units on {len(frames)} frames of {len(clips)} clips")
-        book, report = codebook.fit(
-            frames, recipe.codebook.clusters, seed=recipe.seed, iterations=recipe.codebook.iterations
-        )
-    report |= usage(book, features) | {"clips": len(clips), "speakers": len({clip.speaker for clip in clips})}
+        context.progress.say(f"fitting {recipe.codebook.clusters} units on {sum(limits)} frames of {len(clips)} clips")
+        book, report = _fit(context, actors, limits)
+        for number, inertia in enumerate(report["inertia_course"]):
+            context.run.log_metrics({"inertia": inertia}, step=number)
+    used = ray.get([each.use.remote(book.centroids.numpy()) for each in actors])
+    ray.get([each.forget.remote() for each in actors])
+    for worker in actors:
+        ray.kill(worker)
+    report |= summary(np.sum([counts for counts, _ in used], axis=0), sum(runs for _, runs in used))
+    report |= {"clips": len(clips), "speakers": len({clip.speaker for clip in clips})}
     with tempfile.TemporaryDirectory() as folder:
         workspace.write_bytes(_KMEANS, Path(book.save(folder)).read_bytes())
     workspace.write_json(_REPORT, report)
     return {"figures": {k: v for k, v in report.items() if not isinstance(v, list)}, "outputs": [_KMEANS, _REPORT]}
+
+
+def _fit(context: Context, actors: list[Any], limits: list[int]) -> tuple["Codebook", dict[str, Any]]:
+    """k-means over the frames that the actors keep. limits: how many of each group's frames take part."""
+    import numpy as np
+    import ray
+
+    from speechgpt.speech import kmeans_passes
+    from speechgpt.speech.codebook import start_sample
+
+    section, seed = context.recipe.codebook, context.recipe.seed
+    total = sum(limits)
+    order = start_sample(total, section.clusters, seed)
+    drawn = np.sort(order)
+    firsts = np.concatenate([[0], np.cumsum(limits)])
+    asked = [
+        actors[n % len(actors)].take.remote(n, drawn[(drawn >= first) & (drawn < first + limit)] - first)
+        for n, (first, limit) in enumerate(zip(firsts[:-1], limits, strict=True))
+    ]
+    # In the order in which they were drawn: k-means++ then starts where `codebook.fit` would.
+    sampled = np.concatenate(ray.get(asked))[np.searchsorted(drawn, order)]
+
+    def one_pass(centroids: "np.ndarray") -> kmeans_passes.Partial:
+        shared = ray.put(centroids)
+        return kmeans_passes.added(ray.get([each.partial.remote(limits, shared) for each in actors]))
+
+    with context.progress.count("passes of k-means", section.iterations, "passes") as counter:
+        return kmeans_passes.fit(
+            kmeans_passes.start(sampled, section.clusters, seed),
+            one_pass,
+            section.iterations,
+            float(sampled.var(0).mean()),
+            counter.advance,
+        )
+
+
+def _within(counts: list[int], most: int) -> list[int]:
+    """How many frames of each group take part, so that they are `most` together."""
+    limits = []
+    for count in counts:
+        limits.append(min(count, most))
+        most -= limits[-1]
+    return limits
 
 
 def sample(clips: Sequence[Clip], frames: int, seed: int) -> list[Clip]:
@@ -109,33 +161,31 @@ def sample(clips: Sequence[Clip], frames: int, seed: int) -> list[Clip]:
     return drawn
 
 
-def usage(book: Any, features: "list[np.ndarray]") -> dict[str, Any]:
-    """How the codebook is used on whole clips, float32 [frames, dimensions] each: shares, entropy, units a second."""
+def summary(counts: "np.ndarray", runs: int) -> dict[str, Any]:
+    """How the codebook is used on whole clips: shares, entropy, units a second.
+
+    counts: frames of each unit, int [K]. runs: merged units.
+    """
     import numpy as np
-    import torch
 
-    from speechgpt.speech.units import merge
-
-    assigned = [book.assign(torch.from_numpy(np.array(clip))).numpy() for clip in features]
-    counts = np.bincount(np.concatenate(assigned), minlength=book.clusters)
     shares = counts / counts.sum()
     used = shares[shares > 0]
-    merged = sum(len(merge(frames).units) for frames in assigned)
     return {
         "unused_units": int((counts == 0).sum()),
         "entropy_bits": float(-(used * np.log2(used)).sum()),
-        "units_per_second": float(merged / counts.sum() * _FRAMES_A_SECOND),
+        "units_per_second": float(runs / counts.sum() * _FRAMES_A_SECOND),
         "shares": [round(float(share), 8) for share in shares],
     }
 
 
 class Featurizer:
-    """One actor: the encoder's frames of clips."""
+    """One actor: the encoder's frames of clips, on this node's disk, and what k-means asks about them."""
 
     def __init__(self, workspace: "Workspace", recipe: "Recipe") -> None:
         import torch
 
         from speechgpt.speech.hubert import HubertFeatures
+        from speechgpt.training import node_local
 
         torch.set_num_threads(max(1, int(recipe.resources.tokenisation.cpus)))
         self._workspace = workspace
@@ -143,9 +193,58 @@ class Featurizer:
         self._budget = recipe.encoder.batch_seconds
         with workspace.fetch("encoder") as directory:
             self._features = HubertFeatures.load(directory)
+        # If this process is killed, the next one on this node removes it.
+        self._folder = node_local.scratch("frames")
+        self._clips: dict[int, list[int]] = {}
 
-    def features(self, clips: list[Clip]) -> "list[np.ndarray]":
-        """float32 [frames, dimensions] of each clip that can be decoded; `tokenize` reports the others."""
+    def keep(self, group: int, clips: list[Clip]) -> int:
+        """Make and keep the frames of a group's clips that can be decoded (`tokenize` reports the others); how many."""
+        import numpy as np
+
+        features = self._heard(clips)
+        self._clips[group] = [len(frames) for frames in features]
+        joined = np.concatenate(features) if features else np.zeros((0, self._features.dimensions), np.float32)
+        np.save(self._file(group), joined)
+        return len(joined)
+
+    def take(self, group: int, which: "np.ndarray") -> "np.ndarray":
+        """Frames of a group, float32 [n, dimensions]."""
+        import numpy as np
+
+        return np.load(self._file(group), mmap_mode="r")[which]
+
+    def partial(self, limits: list[int], centroids: "np.ndarray") -> Any:
+        """This actor's part of a pass. limits: how many of each group's frames take part."""
+        import numpy as np
+
+        from speechgpt.speech import kmeans_passes
+
+        kept = (np.load(self._file(group), mmap_mode="r")[: limits[group]] for group in sorted(self._clips))
+        return kmeans_passes.partial(kept, np.array(centroids))
+
+    def use(self, centroids: "np.ndarray") -> "tuple[np.ndarray, int]":
+        """How often each unit is that of a frame, int [K], and how many merged units the clips have."""
+        import numpy as np
+
+        return _used(
+            centroids,
+            (
+                frames
+                for group, lengths in sorted(self._clips.items())
+                for frames in np.split(np.load(self._file(group)), np.cumsum(lengths)[:-1])
+                if len(frames)
+            ),
+        )
+
+    def forget(self) -> None:
+        """Give the disk back."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _file(self, group: int) -> Path:
+        return self._folder / f"{group}.npy"
+
+    def _heard(self, clips: list[Clip]) -> "list[np.ndarray]":
+        """float32 [frames, dimensions] of each clip."""
         from speechgpt.runtime.recordings import sound_of
         from speechgpt.speech import audio
         from speechgpt.speech.encoder import frames_of_each
@@ -159,6 +258,22 @@ class Featurizer:
             except (audio.AudioError, OSError):
                 continue
         return [frames.numpy() for frames in frames_of_each(self._features, waves, self._budget)]
+
+
+def _used(centroids: "np.ndarray", clips: "Iterable[np.ndarray]") -> "tuple[np.ndarray, int]":
+    import numpy as np
+    import torch
+
+    from speechgpt.speech.codebook import Codebook
+    from speechgpt.speech.units import merge
+
+    book = Codebook(torch.from_numpy(np.array(centroids)))
+    counts, runs = np.zeros(book.clusters, np.int64), 0
+    for frames in clips:
+        assigned = book.assign(torch.from_numpy(frames)).numpy()
+        counts += np.bincount(assigned, minlength=book.clusters)
+        runs += len(merge(assigned).units)
+    return counts, runs
 
 
 def training_clips(workspace: "Workspace") -> list[Clip]:

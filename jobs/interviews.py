@@ -1,4 +1,4 @@
-"""Questions put to models in Ray actors, for `evaluate-instructions`; what has come back is kept as it comes."""
+"""Questions put to models in Ray actors; for `evaluate-instructions` what has come back is kept as it comes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,11 +46,11 @@ class Answered(NamedTuple):
 
 
 @contextmanager
-def actor(kind: Any, *arguments: Any) -> Iterator[Any]:
+def actor(kind: Any, *arguments: Any, cpus: float = _CPUS) -> Iterator[Any]:
     """An actor of this class while the block runs."""
     import ray
 
-    made = ray.remote(num_cpus=_CPUS)(kind).remote(*arguments)
+    made = ray.remote(num_cpus=cpus)(kind).remote(*arguments)
     try:
         yield made
     finally:
@@ -74,7 +74,7 @@ class Interviews:
         from speechgpt.language.answers import Answer
 
         clips = askable(self._clips, asking)
-        replies = in_chunks(call, clips, counter, self._parts, asking.name)
+        replies = kept_in_chunks(call, clips, counter, self._parts, asking.name)
         answers = self._answers[asking] = {name: Answer(*reply) for name, reply in replies.items()}
         if asking.spoken and self._listener and self._parts.get(_heard(asking)) is None:
             units = {name: list(answer.units) for name, answer in answers.items() if answer.units}
@@ -97,18 +97,24 @@ class Interviews:
         return found
 
 
-def in_chunks(call: "Call", clips: "Sequence[Clip]", counter: Counter, parts: Parts, name: str) -> dict[str, Any]:
-    """{clip id: reply} of an actor's method, asked in chunks of clips of like length unless the part is there."""
+def in_chunks(call: "Call", clips: "Sequence[Clip]", counter: Counter) -> dict[str, Any]:
+    """{clip id: reply} of an actor's method, asked in chunks of clips of like length."""
     import ray
 
+    ordered = sorted(clips, key=lambda clip: (len(clip.units), clip.id))
+    chunks = [ordered[start : start + _CHUNK] for start in range(0, len(ordered), _CHUNK)]
+    replies: dict[str, Any] = {}
+    for chunk, pending in [(chunk, call(chunk)) for chunk in chunks]:
+        replies |= zip((clip.id for clip in chunk), ray.get(pending), strict=True)
+        counter.advance(len(chunk))
+    return replies
+
+
+def kept_in_chunks(call: "Call", clips: "Sequence[Clip]", counter: Counter, parts: Parts, name: str) -> dict[str, Any]:
+    """As `in_chunks`, unless the part is there."""
     replies: dict[str, Any] | None = parts.get(name)
     if replies is None:
-        ordered = sorted(clips, key=lambda clip: (len(clip.units), clip.id))
-        chunks = [ordered[start : start + _CHUNK] for start in range(0, len(ordered), _CHUNK)]
-        replies = {}
-        for chunk, pending in [(chunk, call(chunk)) for chunk in chunks]:
-            replies |= zip((clip.id for clip in chunk), ray.get(pending), strict=True)
-            counter.advance(len(chunk))
+        replies = in_chunks(call, clips, counter)
         parts.put(name, replies)
     else:
         counter.advance(len(clips))

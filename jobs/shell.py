@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jobs import waiting
 from speechgpt.recipe import Recipe, RecipeError, load
 from speechgpt.runtime.files import absolute, files_under, open_binary
 from speechgpt.runtime.progress import Progress
@@ -124,7 +125,8 @@ def execute(
         run.log_params(_flat(_chosen(recipe, sections)))
         began = time.monotonic()
         progress.say(f"{title}: started")
-        result = job.run(Context(recipe, workspace, progress, run, argument))
+        with waiting.watched(recipe, lambda text: progress.say(f"{title}: {text}")):
+            result = job.run(Context(recipe, workspace, progress, run, argument))
         seconds = round(time.monotonic() - began, 2)
         outputs = {name: workspace.digest(name) for name in result["outputs"]}
         digest = _hash(outputs)

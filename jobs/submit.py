@@ -28,6 +28,7 @@ import speechgpt
 from jobs import job_client
 from jobs.job_client import ADDRESS_VARIABLE, ClusterError
 from jobs.shell import Job, JsonOption, SetOption
+from jobs.waiting import latest
 from speechgpt.recipe import Recipe, RecipeError, load, shipped
 from speechgpt.runtime.code_archive import write_code_archive
 
@@ -129,9 +130,14 @@ def main(
 
 
 def status(submission_id: SubmissionId, address: Address = LOCAL, json: JsonOption = False) -> None:
-    """Say how a submitted job is doing."""
+    """Say how a submitted job is doing, and which nodes it waits for that the cluster cannot give."""
     with _reported():
-        _print_state(job_client.details(job_client.connect(address), submission_id), json)
+        client = job_client.connect(address)
+        details = job_client.details(client, submission_id)
+        wait = ""
+        if details.status == "RUNNING":
+            wait = latest(job_client.call(client, "read the log", lambda: client.get_job_logs(submission_id)))
+        _print_state(details, json, waits_for=wait)
 
 
 def logs(
@@ -279,13 +285,14 @@ def _state(details: "JobDetails") -> dict[str, Any]:
     }
 
 
-def _print_state(details: "JobDetails", json: bool, message: bool = True) -> None:
-    state = _state(details)
+def _print_state(details: "JobDetails", json: bool, message: bool = True, waits_for: str = "") -> None:
+    state = _state(details) | ({"waits_for": waits_for} if waits_for else {})
     if json:
         typer.echo(json_module.dumps(state))
     else:
         said = f": {state['message']}" if message and state["message"] else ""
-        typer.echo(f"{state['submission_id']} {state['status'].lower()}{said}")
+        wait = f"; waits for nodes: {waits_for}" if waits_for else ""
+        typer.echo(f"{state['submission_id']} {state['status'].lower()}{said}{wait}")
 
 
 def _say(message: str) -> None:

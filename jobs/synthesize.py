@@ -21,9 +21,10 @@ _QUARANTINE = "quarantine/synthesize"
 def run(context: Context) -> dict[str, Any]:
     prompts = context.workspace.read_table("manifest/prompts.parquet")
     unspoken = speak(prompts, context.recipe, context.workspace, context.progress)
-    seconds = sum(context.workspace.read_table("speech")["seconds"].to_pylist())
+    outputs = (["speech"] if len(prompts) else []) + ([_QUARANTINE] if unspoken else [])
+    seconds = sum(context.workspace.read_table("speech")["seconds"].to_pylist()) if len(prompts) else 0
     figures = {"utterances": len(prompts) - unspoken, "hours": seconds / 3600, "failed": unspoken}
-    return {"figures": figures, "outputs": ["speech"] + ([_QUARANTINE] if unspoken else [])}
+    return {"figures": figures, "outputs": outputs}
 
 
 def speak(prompts: "pa.Table", recipe: "Recipe", workspace: "Workspace", progress: "Progress") -> int:

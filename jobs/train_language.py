@@ -28,12 +28,9 @@ _BLOCKS_PER_TASK = 64
 def run(context: Context) -> dict[str, Any]:
     import ray.data
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    # What `ray.train.ScalingConfig` is, but for type checkers, which find the old one there.
-    from ray.train.v2.api.config import ScalingConfig
 
     from jobs import ray_data, stage_checkpoints, stage_validation
+    from jobs.deepspeed_trainer import deepspeed_trainer
     from jobs.preemption import detect_hangs
     from jobs.spoken_samples import SpokenSamples
     from jobs.stage_failure import fitted
@@ -45,7 +42,6 @@ def run(context: Context) -> dict[str, Any]:
     ray_data.connect(recipe.resources)
     start = _starting_model(context)
     blocks, digest, figures = _blocks(context, start)
-    resources = {"CPU": engine.cpus_per_worker} | ({"GPU": engine.gpus_per_worker} if engine.gpus_per_worker else {})
     checkpoints = f"checkpoints/{name}/run"
     stage_checkpoints.tidy(workspace, checkpoints, stage.keep, context.progress.say)
     detect_hangs(engine.collective_timeout_seconds, gpus=engine.gpus_per_worker > 0)
@@ -53,34 +49,14 @@ def run(context: Context) -> dict[str, Any]:
         context.progress.say("engine.precision: this CPU has no bfloat16 instructions; fp32 is many times faster on it")
     held_out = stage_validation.held_out(context, name, start)
     with training_curves(context, name, stage.steps, SpokenSamples(context).log) as curves:
-        trainer = TorchTrainer(
+        trainer = deepspeed_trainer(
             _train,
-            train_loop_config={
-                "recipe": recipe,
-                "workspace": workspace,
-                "stage": name,
-                "start": start,
-                "blocks": digest,
-                "curves": curves,
-                "held_out": held_out,
-            },
-            torch_config=TorchConfig(
-                backend="nccl" if engine.gpus_per_worker else "gloo", timeout_s=engine.collective_timeout_seconds
-            ),
-            scaling_config=ScalingConfig(
-                num_workers=engine.workers,
-                elastic_resize_monitor_interval_s=engine.resize_seconds,
-                use_gpu=engine.gpus_per_worker > 0,
-                resources_per_worker=resources,
-                accelerator_type=(recipe.resources.accelerator or None) if engine.gpus_per_worker else None,
-            ),
-            run_config=ray.train.RunConfig(
-                name="run",
-                storage_path=workspace.root(f"checkpoints/{name}"),
-                storage_filesystem=workspace.fs,
-                failure_config=ray.train.FailureConfig(max_failures=engine.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=stage.keep),
-            ),
+            {"stage": name, "start": start, "blocks": digest, "curves": curves, "held_out": held_out},
+            recipe,
+            workspace,
+            checkpoints,
+            workers=engine.workers,
+            keep=stage.keep,
             datasets={"blocks": blocks},
             # Every node reads the whole stage and picks its blocks by index.
             dataset_config=ray.train.DataConfig(datasets_to_split=[]),
@@ -124,7 +100,7 @@ def _starting_model(context: Context) -> str:
         with ExitStack() as opened:
             base = recipe.language.base
             if base == "shipped":
-                _copy_shipped(workspace, opened.enter_context(workspace.stage(start)))
+                _copy_shipped(workspace, opened.enter_context(workspace.stage(start)), recipe)
                 return start
             if base.startswith("s3://"):
                 base = str(opened.enter_context(Workspace(base).fetch("")))
@@ -135,17 +111,23 @@ def _starting_model(context: Context) -> str:
     return start
 
 
-def _copy_shipped(workspace: "Workspace", directory: Path) -> None:
-    """The shipped nano's language model, to be trained on. Raises JobError if the workspace has other units."""
+def _copy_shipped(workspace: "Workspace", directory: Path, recipe: "Recipe") -> None:
+    """The shipped nano's language model, to be trained on; where the workspace has other units than its own, they are
+    new words in it. Raises JobError for another number of units."""
+    from safetensors.torch import load
+
+    from speechgpt.training.starting import write_base_with_new_units
+
+    codebook = "encoder/kmeans.safetensors"
     with resources.as_file(resources.files("speechgpt") / "bundles" / "nano") as bundle:
-        if (bundle / "encoder" / "kmeans.safetensors").read_bytes() != workspace.read_bytes(
-            "encoder/kmeans.safetensors"
-        ):
-            raise JobError(
-                "language.base: the shipped language model knows the shipped units; "
-                "set encoder.init and codebook.init to shipped, too"
-            )
-        shutil.copytree(bundle / "language", directory, dirs_exist_ok=True)
+        if (bundle / codebook).read_bytes() == workspace.read_bytes(codebook):
+            shutil.copytree(bundle / "language", directory, dirs_exist_ok=True)
+            return
+        centroids = load(workspace.read_bytes(codebook))["centroids"]
+        try:
+            write_base_with_new_units(directory, recipe.language, bundle / "language", centroids, recipe.seed)
+        except ValueError as error:
+            raise JobError(f"{error}; set codebook.clusters to as many, or codebook.init to shipped") from None
 
 
 def _blocks(context: Context, start: str) -> tuple["ray.data.Dataset", str, dict[str, float]]:

@@ -1,10 +1,17 @@
-"""Train the unit vocoder on the answer voice, or fit a shipped one to this run's codebook and tune it, on Ray Train."""
+"""Train the unit vocoder on the answer voice or on recordings, or fit a shipped one to this run's codebook and tune it.
+
+On Ray Train. Reads `speech/`, or the recordings of `manifest/utterances.parquet`, and `encoder/`. Writes `vocoder/`.
+"""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from jobs import shards
 from jobs.shell import Context, Job, JobError, command
 
 _CLIPS = "vocoder/clips"
@@ -39,7 +46,7 @@ def run(context: Context) -> dict[str, Any]:
         sounds = [sample.pop("sound") for sample in heard]
         log_samples(context, step, heard, sounds)
 
-    with training_curves(context, "vocoder", training.steps, listen) as curves:
+    with training_curves(context, "vocoder", training.steps + training.duration_steps, listen) as curves:
         trainer = TorchTrainer(
             _train,
             train_loop_config={"recipe": context.recipe, "workspace": workspace, "curves": curves},
@@ -67,11 +74,17 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def speakers(recipe: Any) -> list[str]:
-    """Voices that the vocoder learns, by speaker number: the answer voice, then the others by name.
+    """Voices that the vocoder learns, by speaker number: the recorded ones, or the answer voice and others by name.
 
     Raises JobError when `vocoder.generator.speakers` asks for more than the recipe has.
     """
     count = max(1, recipe.vocoder.generator.speakers)
+    if recorded := recipe.vocoder.recorded:
+        if count != len(recorded):
+            raise JobError(
+                f"vocoder.generator.speakers: {count}, but vocoder.recorded names {len(recorded)}: {list(recorded)}"
+            )
+        return list(recorded)
     voices = [recipe.voices.answer, *sorted(set(recipe.voices.questions) - {recipe.voices.answer})]
     if count > len(voices):
         raise JobError(
@@ -87,11 +100,12 @@ def _features(context: Context) -> float:
     import ray.data
 
     workspace = context.workspace
-    files = [name for name in workspace.list("speech") if name.endswith(".parquet")]
+    recorded = bool(context.recipe.vocoder.recorded)
+    plan = [s for s in shards.plan(workspace, context.recipe) if (s.file == shards.RECORDINGS) == recorded]
     done = set(workspace.list(_CLIPS))
-    missing = [{"file": name} for name in files if f"{_CLIPS}/{Path(name).name}" not in done]
+    missing = [asdict(shard) for shard in plan if _clips_of(shard) not in done]
     pool = context.recipe.resources.tokenisation
-    with context.progress.count("features", len(files), "shards", done=len(files) - len(missing)) as counter:
+    with context.progress.count("features", len(plan), "shards", done=len(plan) - len(missing)) as counter:
         if missing:
             dataset = ray.data.from_items(missing, override_num_blocks=len(missing)).map(
                 ClipFeatures,  # type: ignore[arg-type]  # Ray takes classes, its types do not say so
@@ -102,15 +116,16 @@ def _features(context: Context) -> float:
             )
             for _ in dataset.iter_rows():
                 counter.advance()
-    table, voices = workspace.read_table(_CLIPS), speakers(context.recipe)
-    seconds = pc.sum(table["seconds"]).as_py()
-    if not seconds:
-        raise JobError(f"speech/ has no training clip of the answer voice {context.recipe.voices.answer!r}")
+    table, voices = workspace.read_table(_CLIPS) if plan else _clip_schema().empty_table(), speakers(context.recipe)
     heard = set(table["speaker"].to_pylist())
-    silent = [voice for number, voice in enumerate(voices) if number not in heard]
-    if silent:
-        raise JobError(f"speech/ has no training clip of {silent}, which vocoder.generator.speakers takes in")
-    return seconds
+    if silent := [voice for number, voice in enumerate(voices) if number not in heard]:
+        place, key = (shards.RECORDINGS, "vocoder.recorded") if recorded else ("speech/", "voices.answer")
+        raise JobError(f"{place} has no training clip of {silent}, which {key} and vocoder.generator.speakers take in")
+    return pc.sum(table["seconds"]).as_py()
+
+
+def _clips_of(shard: shards.Shard) -> str:
+    return f"{_CLIPS}/{shard.name}.parquet"
 
 
 class ClipFeatures:
@@ -129,6 +144,7 @@ class ClipFeatures:
         self._workspace = workspace
         self._numbers = {voice: number for number, voice in enumerate(speakers(recipe))}
         self._strangers = recipe.vocoder.training.strangers > 0
+        self._longest = recipe.data.max_seconds
         with workspace.fetch("encoder") as directory:
             self._features = HubertFeatures.load(directory)
 
@@ -139,14 +155,18 @@ class ClipFeatures:
         from speechgpt.speech import audio, augment, pitch
         from speechgpt.speech.alignment import align
 
-        clips = [c for c in self._workspace.read_table(shard["file"]).to_pylist() if c["split"] != "heldout"]
+        clips = list(self._training_clips(shards.Shard(**shard)))
         rows = []
         for clip in [c for c in clips if c["voice"] in self._numbers]:
-            wave = audio.decode(clip["audio"])
+            if (wave := self._decoded(clip["audio"])) is None:
+                continue
             [frames] = self._heard([wave])
             draw = np.random.default_rng(int(clip["sha256"][:16], 16))
-            same = [c["audio"] for c in clips if c["text"] == clip["text"] and c["voice"] != clip["voice"]]
-            others = self._heard([audio.decode(other) for other in same[: _OTHERS if self._strangers else 0]])
+            same = [
+                c["audio"] for c in clips if clip["text"] and c["text"] == clip["text"] and c["voice"] != clip["voice"]
+            ]
+            spoken = map(self._decoded, same[: _OTHERS if self._strangers else 0])
+            others = self._heard([other for other in spoken if other is not None])
             strangers = [other[align(frames, other)] for other in others]
             if self._strangers and not strangers:
                 strangers = self._heard([augment.disguised(wave, draw) for _ in range(_DISGUISES)])
@@ -162,8 +182,28 @@ class ClipFeatures:
             }
             rows.append(row)
         table = pa.Table.from_pylist(rows, _clip_schema())
-        self._workspace.write_table(f"{_CLIPS}/{Path(shard['file']).name}", table)
+        self._workspace.write_table(_clips_of(shards.Shard(**shard)), table)
         return {"clips": len(rows)}
+
+    def _training_clips(self, shard: shards.Shard) -> Iterator[dict[str, Any]]:
+        """Of a file of `speech/`, or of the speakers' recordings."""
+        from speechgpt.runtime.recordings import read_bytes
+
+        for clip in self._workspace.read_rows(shard.file, shard.first, shard.count).to_pylist():
+            if clip["split"] == "heldout":
+                continue
+            if shard.file != shards.RECORDINGS:
+                yield clip
+            elif clip["speaker"] in self._numbers:
+                yield {**clip, "voice": clip["speaker"], "audio": read_bytes(clip["path"])}
+
+    def _decoded(self, sound: bytes) -> Any:
+        """float32 [samples], or None for what is no sound or too long: `tokenize` reports that."""
+        from speechgpt.speech import audio
+
+        with suppress(audio.AudioError):
+            return audio.decode(sound, max_seconds=self._longest)
+        return None
 
     def _heard(self, waves: list[Any]) -> list[Any]:
         """Features of each wave, float32 [frames, dimensions]."""
@@ -193,7 +233,7 @@ def _train(config: dict[str, Any]) -> None:
     from speechgpt.speech.codebook import Codebook
     from speechgpt.speech.hubert import HubertFeatures
     from speechgpt.speech.vocoder import Vocoder
-    from speechgpt.training.vocoding import Recording, VocoderTrainer, calibrate_durations, train
+    from speechgpt.training.vocoding import Recording, VocoderTrainer, calibrate_durations, train, train_durations
 
     recipe, workspace = config["recipe"], config["workspace"]
     section = recipe.vocoder.training
@@ -251,10 +291,21 @@ def _train(config: dict[str, Any]) -> None:
     steps = train(
         trainer, recording, len(table), seed=recipe.seed * world + rank, first_step=first_step, synchronise=average
     )
+
+    def finish() -> None:
+        if rank == 0:
+            for number, loss in enumerate(train_durations(trainer, recording, len(table), recipe.seed), start=1):
+                if number % 10 == 0:
+                    config["curves"].send({"step": section.steps + number, "duration": loss})
+
     if section.steps == first_step:
+        if checkpoint is None:
+            finish()
         save(first_step, {})
     for losses in steps:
         step = int(losses.pop("step"))
+        if step == section.steps:
+            finish()
         if step % section.checkpoint_every == 0 or step == section.steps:
             save(step, losses)
         elif step % 10 == 0 and rank == 0:
@@ -281,17 +332,29 @@ def _heard(vocoder: Any, codebook: Any, recording: Any, table: Any) -> list[dict
 
 
 def initial_model(recipe: Any, codebook: Any) -> Any:
-    """The model that training starts from: random, the shipped one, or a directory's, fitted to this codebook."""
+    """The model that training starts from: random, the shipped one, or a directory's, fitted to this codebook.
+
+    One of another encoder keeps how sound is made; which units ask for which sound it has to learn anew.
+    """
     from speechgpt.speech.vocoder import UnitVocoder, Vocoder
 
-    init = recipe.vocoder.init
+    init, dimensions = recipe.vocoder.init, codebook.centroids.shape[1]
     if init == "scratch":
-        dimensions = codebook.centroids.shape[1] if recipe.vocoder.training.codebooks else 0
-        return UnitVocoder(recipe.vocoder.generator, codebook.clusters, dimensions)
+        known = dimensions if recipe.vocoder.training.codebooks else 0
+        return UnitVocoder(recipe.vocoder.generator, codebook.clusters, known)
     directory = resources.files("speechgpt") / "bundles" / "nano" / "vocoder" if init == "shipped" else init
     vocoder = Vocoder.load(str(directory))
     if vocoder.model.from_centroids is not None:
+        if vocoder.model.centroid_dimensions != dimensions:
+            if not recipe.vocoder.training.steps:
+                raise JobError(
+                    f"vocoder.init: {init!r} was trained for an encoder of {vocoder.model.centroid_dimensions} "
+                    f"dimensions, this one has {dimensions}; give vocoder.training.steps"
+                )
+            vocoder.model.listen_anew(dimensions)
         vocoder.fit_codebook(codebook.centroids)
+    rounding = {"rounding": recipe.vocoder.generator.rounding}
+    vocoder.model.section = vocoder.model.section.model_copy(update=rounding)
     return vocoder.model
 
 
@@ -312,7 +375,7 @@ JOB = Job(
     name="train-vocoder",
     part="vocoder",
     run=run,
-    reads=("synthesize", "train-encoder", "fit-units"),
+    reads=("manifest", "synthesize", "train-encoder", "fit-units"),
     sections=("vocoder", "voices"),
     files=lambda recipe: [f"{_SHIPPED}/model.safetensors"] if recipe.vocoder.init == "shipped" else [],
     partial=(_CLIPS, "checkpoints/vocoder"),

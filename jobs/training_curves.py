@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import ray
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.shell import Context
 
@@ -33,7 +35,9 @@ class TrainingCurves:
 @contextmanager
 def training_curves(context: Context, title: str, steps: int, listen: Listen | None = None) -> Iterator[TrainingCurves]:
     """Show and log what is reported while the block runs, and what this machine is doing."""
-    queue = Queue(actor_options={"num_cpus": 0})
+    # Where this driver is: on a node that goes before it does, each attempt of the training would fail anew.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     ended = threading.Event()
 
     def show(step: int, figures: dict[str, Any]) -> None:

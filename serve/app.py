@@ -58,7 +58,8 @@ def application_name(source: Source) -> str:
 
 
 def route(source: Source, application: str) -> Route:
-    return Route(application=application, digest=source.digest, created=source.created)
+    adapters = list(source.adapters)
+    return Route(application=application, digest=source.digest, created=source.created, adapters=adapters)
 
 
 def bundle_application(
@@ -77,10 +78,11 @@ def gateway_application(source: Source, chosen: Recipe) -> Application:
     return _gateway(source, chosen, application_name(source))
 
 
-def same_gateway(settings: Settings, target: Target) -> Application:
-    """A running gateway with another target: deployed over it, it restarts no replica."""
+def same_gateway(settings: Settings, runtime_env: dict[str, Any], target: Target) -> Application:
+    """A running gateway with another target: deployed over it with the runtime_env that it was deployed with, it
+    restarts no replica."""
     section, serving = settings.serving.gateway, settings.serving
-    gateway = deployment(Gateway, "Gateway", section, serving, settings.runtime_env).options(user_config=target)
+    gateway = deployment(Gateway, "Gateway", section, serving, runtime_env).options(user_config=target)
     # A flag of Ray's own, for which it has no public name: with another version, all replicas would be replaced.
     gateway = gateway.options(version=settings.version, _internal=True)
     return gateway.bind(serving, settings.generation, settings.key_hash)

@@ -2,10 +2,14 @@
 
 import asyncio
 import io
+import itertools
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,15 +22,18 @@ TEXT = (
     "in the morning the old man walked to the river my sister looked at the market a small dog was waiting near an "
     "empty house and fell asleep"
 )
-"""Read aloud by default. The shipped nano says only the first two seconds of it; other bundles have more to say."""
+_TOKENS_A_SECOND = 26
+"""Units of the shipped encoder; other bundles give somewhat longer or shorter answers."""
 
 
 @dataclass
 class Listened:
-    """One answer as a client heard it. chunks: seconds since it was asked for, and seconds of sound, of each piece."""
+    """One answer as a client heard it. chunks: seconds since it was asked for, and seconds of sound, of each piece.
+    asked: `time.perf_counter()`."""
 
     chunks: list[tuple[float, float]] = field(default_factory=list)
     error: str | None = None
+    asked: float = 0.0
 
     @property
     def first(self) -> float:
@@ -46,14 +53,20 @@ def main(
     bundle: Annotated[str, typer.Option(help="What to serve: directory, s3://…, models:/name@alias, shipped name.")] = (
         "nano"
     ),
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Sound of each answer of a bundle; a --url says what it says.")
+    ] = (10.0),
     text: Annotated[str, typer.Option(help="What is read aloud.")] = TEXT,
     requests: Annotated[int, typer.Option(min=2, help="Of each load and either side.")] = 8,
-    rate: Annotated[float, typer.Option(min=0.01, help="Arrivals a second of the open-loop load.")] = 1.0,
+    rate: Annotated[float, typer.Option(min=0.01, help="Arrivals a second of the open-loop load.")] = 0.5,
     crowd: Annotated[int, typer.Option(min=1, help="Requests that come at the same moment.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")] = False,
 ) -> None:
-    """First audio of a streamed answer, against generating all and then synthesising all, one request at a time."""
+    """First audio and throughput of streamed answers, against generating all and then synthesising all, one request at
+    a time: for a bundle transformers' `generate` and the vocoder in a process of their own, for a --url the service
+    itself."""
+    from serve.bench_service import served, talkative
     from serve.run import ServeError
     from speechgpt.runtime.bundle import BundleError
     from speechgpt.runtime.progress import Progress
@@ -62,10 +75,11 @@ def main(
     try:
         with progress.count("listening", 4 * requests + 2 * crowd, "answers") as counter:
             if url:
-                result = asyncio.run(run(url, text, requests, rate, crowd, seed, counter.advance))
+                result = asyncio.run(run(url, None, text, requests, rate, crowd, seed, counter.advance))
             else:
-                with _started(bundle) as own:
-                    result = asyncio.run(run(own, text, requests, rate, crowd, seed, counter.advance))
+                tokens = round(seconds * _TOKENS_A_SECOND)
+                with talkative(bundle) as parts, served(parts, tokens) as own, Original(parts, tokens) as original:
+                    result = asyncio.run(run(own, original, text, requests, rate, crowd, seed, counter.advance))
     except (ServeError, BundleError, BenchError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
@@ -84,9 +98,16 @@ class BenchError(RuntimeError):
 
 
 async def run(
-    url: str, text: str, requests: int, rate: float, crowd: int, seed: int, advance: Callable[[int], None]
+    url: str,
+    original: "Original | None",
+    text: str,
+    requests: int,
+    rate: float,
+    crowd: int,
+    seed: int,
+    advance: Callable[[int], None],
 ) -> dict[str, Any]:
-    """The result as `bench` prints it. Both sides hear the same text of the same service under the same arrivals."""
+    """The result as `bench` prints it. Both sides read the same text under the same arrivals."""
     import os
 
     import httpx
@@ -101,8 +122,11 @@ async def run(
             return await listen(client, {"model": model, "input": text, "voice": "default", "response_format": "pcm"})
 
         async def whole() -> Listened:
+            if original:
+                return await asyncio.to_thread(original.listen, text, next(seeds))
             return await listen(client, {"model": model, "input": text, "voice": "default", "response_format": "wav"})
 
+        seeds = itertools.count(seed)
         for side in (streamed, whole):
             if problem := (await side()).error:
                 raise BenchError(problem)
@@ -116,18 +140,20 @@ async def run(
             ours = await under(streamed, moments, count, False, advance)
             theirs = await under(whole, moments, count, True, advance)
             loads[name] = {"streamed": summary(ours), "baseline": summary(theirs)}
-    alone = loads["one at a time"]
+    alone, many = loads["one at a time"], loads[f"{crowd} at once"]
     figure, baseline = (alone[side]["first_audio_p50"] for side in ("streamed", "baseline"))
     return {
         "figure": figure,
         "unit": "seconds to the first audio, median, one request at a time",
         "baseline": baseline,
         "ratio": round(baseline / figure, 2),
+        "throughput_ratio": round(many["streamed"]["throughput"] / many["baseline"]["throughput"], 2),
         "conditions": {
             "service": url,
             "model": model,
             "seconds_of_answer": alone["streamed"]["seconds_of_answer"],
-            "baseline": "as the original: one request at a time, generate all, then synthesise all; same service",
+            "baseline": "as the original: one request at a time, generate all, then synthesise all; "
+            + (f"transformers' generate, no server, {original.threads} threads" if original else "same service"),
             "load": round(os.getloadavg()[0], 1),
             "processors": os.cpu_count(),
             "loads": loads,
@@ -177,6 +203,7 @@ async def under(
         async with turn:
             waited = time.perf_counter() - came
             heard = await ask()
+        heard.asked = came
         heard.chunks = [(when + waited, seconds) for when, seconds in heard.chunks]
         advance(1)
         return heard
@@ -211,12 +238,14 @@ def summary(answers: Sequence[Listened]) -> dict[str, Any]:
     if not good:
         raise BenchError(f"every answer failed, the first with {failed[0]}")
     first = [heard.first for heard in good]
+    lasted = max(heard.asked + heard.taken for heard in good) - min(heard.asked for heard in good)
     punctual = [ok for heard in good for ok in in_time(heard)]
     return {
         "first_audio_p50": round(float(np.percentile(first, 50)), 3),
         "first_audio_p95": round(float(np.percentile(first, 95)), 3),
         "whole_p50": round(float(np.median([heard.taken for heard in good])), 3),
         "real_time_factor": round(float(np.median([heard.taken / heard.sound for heard in good])), 3),
+        "throughput": round(sum(heard.sound for heard in good) / lasted, 2),
         "chunks_in_time": round(float(np.mean(punctual)), 3) if punctual else None,
         "seconds_of_answer": round(float(np.mean([heard.sound for heard in good])), 2),
         "answers": len(good),
@@ -226,7 +255,7 @@ def summary(answers: Sequence[Listened]) -> dict[str, Any]:
 
 def table(loads: dict[str, dict[str, Any]]) -> list[str]:
     """Lines of a table: a load and side in each."""
-    columns = ("first_audio_p50", "first_audio_p95", "whole_p50", "real_time_factor", "chunks_in_time", "errors")
+    columns = ("first_audio_p50", "first_audio_p95", "whole_p50", "throughput", "chunks_in_time", "errors")
     lines = [f"{'':34}" + "".join(f"{name.replace('_', ' '):>18}" for name in columns)]
     for load, sides in loads.items():
         for side, facts in sides.items():
@@ -242,33 +271,30 @@ def _seconds(sound: bytes) -> float:
     return facts.frames / facts.samplerate
 
 
-class _started:
-    """A bundle on a service of its own, as `speechgpt serve` starts it, one replica of each."""
+class Original:
+    """`serve.bench_original` as a process. Raises BenchError when it ends."""
 
-    def __init__(self, bundle: str) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: Path, tokens: int) -> None:
+        command = [sys.executable, "-m", "serve.bench_original", str(bundle), str(tokens)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.threads = self._answer()["threads"]
 
-    def __enter__(self) -> str:
-        import socket
+    def listen(self, text: str, seed: int) -> Listened:
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps({"text": text, "seed": seed}) + "\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        return Listened([(answer["taken"], answer["sound"])])
 
-        from serve.bundles import find
-        from serve.run import start
-        from speechgpt.recipe import load
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        if not (line := self._process.stdout.readline()):
+            raise BenchError("the baseline's process ended; what it said is above")
+        return json.loads(line)
 
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        chosen = load("nano")
-        one = {
-            part: getattr(chosen.serving, part).model_copy(update={"max_replicas": 1})
-            for part in ("gateway", "encoder", "language", "vocoder")
-        }
-        chosen = chosen.model_copy(update={"serving": chosen.serving.model_copy(update={"port": port, **one})})
-        self._source = find(self._bundle, chosen.tracking.uri)
-        start(self._source, chosen)
-        return f"http://127.0.0.1:{port}"
+    def __enter__(self) -> "Original":
+        return self
 
     def __exit__(self, *_: object) -> None:
-        from serve.run import stop
-
-        stop(self._source)
+        self._process.kill()
+        self._process.communicate()

@@ -18,7 +18,8 @@ class Source:
     """address: an absolute directory, `s3://…`, `models:/name/version` or a shipped name.
 
     digest: what was found there when the service was started; another one by now stops a new replica from starting.
-    created: Unix seconds. signers: public keys, one of which must have signed it; none, if it need not be.
+    created: Unix seconds. signers: public keys, one of which must have signed it; none, if it need not be. adapters:
+    names of those that requests may ask for.
     """
 
     address: str
@@ -27,6 +28,7 @@ class Source:
     name: str
     created: int
     signers: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
 
 
 def find(address: str, tracking_uri: str, signers: tuple[str, ...] = ()) -> Source:
@@ -36,7 +38,10 @@ def find(address: str, tracking_uri: str, signers: tuple[str, ...] = ()) -> Sour
     address = str(Path(address).absolute()) if Path(address).is_dir() else address
     opened = bundle.load(address, tracking_uri, signers)
     created = int((opened.directory / bundle.INDEX).stat().st_mtime)
-    return Source(address, tracking_uri, opened.digest, model_name(address), created, signers)
+    name, adapters = model_name(address), tuple(bundle.adapters(opened.directory))
+    if name in adapters:
+        raise bundle.BundleError(f"bundle {address}: its adapter {name!r} has the name of the model itself")
+    return Source(address, tracking_uri, opened.digest, name, created, signers, adapters)
 
 
 def required_signers(serving: ServingSection) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import ApiError, body_too_large, from_proxy
+from serve.errors import FULL_HEADER, ApiError, body_too_large, from_proxy
+from serve.surge import Surge
 
 BUNDLE_HEADER = "x-speechgpt-bundle"
 """Digest of the bundle that answered; on everything that the gateway says."""
@@ -28,6 +29,8 @@ _NO_DEADLINE = (b"x-request-timeout-seconds", b"0")
 """Tells the proxy that a session ends when the gateway says so."""
 _SESSION_BYTES_A_SECOND = 2 * 1024 * 1024
 """Thirty times what speech in base64 takes; whoever sends faster waits."""
+_LINGER_SECONDS, _LINGER_BYTES = 2.0, 16 * 1024 * 1024
+"""How far what is refused before it is read is read on, and thrown away."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -36,13 +39,14 @@ class Edge:
 
     Takes away the headers by which a client would override the server's policy (deadline, cancellation on disconnect,
     routing), replaces malformed request ids, hides the proxy's list of routes, words the proxy's own errors, which
-    would show exceptions, as the API's, and ends a body above `max_bytes`: the proxy takes what comes at once, however
-    slowly a gateway replica reads.
+    would show exceptions, as the API's, refuses a crowd for which there is no room (see `Surge`), and ends a body above
+    `max_bytes`: the proxy takes what comes at once, however slowly a gateway replica reads.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int = _DEFAULT_MAX_BODY_BYTES) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self._surge = Surge()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -58,10 +62,16 @@ class Edge:
             return
         declared = Headers(scope=scope).get("content-length", "0")
         if not declared.isdigit() or int(declared) > self.max_bytes:
-            await body_too_large(self.max_bytes).response()(scope, receive, send)
+            await _early(body_too_large(self.max_bytes), scope, receive, send)
+            return
+        # What makes the service work; the others are answered by the gateway alone.
+        works = scope["method"] == "POST"
+        if works and (retry_after := self._surge.retry_after):
+            await _early(from_proxy(429, retry_after), scope, receive, send)
             return
         received = 0
         replaced = started = False
+        refused = False
 
         async def counted() -> Message:
             nonlocal received, replaced
@@ -71,14 +81,17 @@ class Edge:
                 return message
             if not started and not replaced:
                 replaced = True
-                await body_too_large(self.max_bytes).response()(scope, receive, send)
+                await _early(body_too_large(self.max_bytes), scope, receive, send)
             # Whoever sends too much is as good as gone: the proxy drops what it has and cancels the call.
             return {"type": "http.disconnect"}
 
         async def reworded(message: Message) -> None:
-            nonlocal replaced, started
+            nonlocal replaced, started, refused
             if not replaced and message["type"] == "http.response.start" and message["status"] >= 400:
+                refused = True
                 headers = Headers(raw=message["headers"])
+                if message["status"] == 429 and (FULL_HEADER in headers or BUNDLE_HEADER not in headers):
+                    self._surge.refused(headers.get("retry-after"))
                 if BUNDLE_HEADER not in headers:
                     replaced = True
                     await from_proxy(message["status"], headers.get("retry-after")).response()(scope, receive, send)
@@ -86,7 +99,11 @@ class Edge:
                 started = True
                 await send(message)
 
-        await self.app(scope, counted, reworded)
+        try:
+            await self.app(scope, counted, reworded)
+        finally:
+            if works and not refused:
+                self._surge.ended()
 
     async def _session(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A WebSocket: the proxy would end it as it ends a request, after a time; would answer it as a request before
@@ -129,6 +146,23 @@ class Edge:
                 await send({"type": "websocket.close", "code": 1012, "reason": reason})
         elif state == "asked":
             await _refuse(from_proxy(503, None), scope, receive, send)
+
+
+async def _early(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuses before the body is read, and reads on for a moment: a client whose connection is closed while it sends
+    loses the reply with it, takes the service for broken, and sends it all again."""
+
+    async def unended(message: Message) -> None:
+        more = {"more_body": True} if message["type"] == "http.response.body" else {}
+        await send({**message, **more})
+
+    await error.response()(scope, receive, unended)
+    left = _LINGER_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_SECONDS):
+            while left > 0 and (message := await receive())["type"] == "http.request" and message.get("more_body"):
+                left -= len(message["body"])
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from serve.errors import described
+from serve.worker import give_way
 from speechgpt.language.config import GenerationSection
 
 if TYPE_CHECKING:
@@ -20,13 +21,15 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True)
 class Request:
-    """ids: the prompt's tokens. kind: decides the grammar of the reply. seconds: it is given up after so long."""
+    """ids: the prompt's tokens. kind: decides the grammar of the reply. seconds: it is given up after so long.
+    adapter: of the bundle's named ones; "" takes its own, if it has one."""
 
     ids: tuple[int, ...]
     kind: "Kind"
     generation: GenerationSection
     seed: int
     seconds: float
+    adapter: str = ""
 
 
 class Engine(Protocol):
@@ -82,7 +85,8 @@ class LocalEngine:
 
         def join() -> None:
             try:
-                ticket.append(self._batch.add(request.ids, request.kind, request.generation, request.seed))
+                asked = (request.ids, request.kind, request.generation, request.seed, request.adapter)
+                ticket.append(self._batch.add(*asked))
             except ValueError as error:
                 listener.tell(error)
             else:
@@ -127,6 +131,7 @@ class LocalEngine:
                 threading.Thread(target=self._work, name="generation", daemon=True).start()
 
     def _work(self) -> None:
+        give_way()
         while True:
             with self._lock:
                 orders, self._orders = self._orders, []

@@ -12,6 +12,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+FULL_HEADER = "x-speechgpt-full"
+"""On a refusal for want of room, which a key's own limit is not."""
 _AT_CAPACITY = "The service is at capacity; try again shortly."
 _REPLACING = "A part of the service is being replaced; try again shortly."
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
@@ -51,6 +53,8 @@ class ApiError(Exception):
             # The official clients retry every 429 and 5xx; a request that ran out of time would only do so again, and
             # a quota comes back tomorrow.
             headers["x-should-retry"] = "false"
+        if self.code == "at_capacity":
+            headers[FULL_HEADER] = "1"
         if self.status == 401:
             headers["www-authenticate"] = 'Basic realm="speechgpt: any name, the API key as password"'
         return JSONResponse(self.body(), self.status, headers)

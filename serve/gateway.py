@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Any, NamedTuple
 
-import ray
 from fastapi import FastAPI, Form
 from fastapi.exceptions import RequestValidationError
 from ray import serve
@@ -70,13 +69,12 @@ class Access(NamedTuple):
 class Settings:
     """What a gateway was made with; with the same again, Serve changes its `user_config` and restarts nothing.
 
-    runtime_env, version: of its deployment. whole: it serves a bundle of its own application.
+    version: of its deployment. whole: it serves a bundle of its own application.
     """
 
     serving: ServingSection
     generation: GenerationSection
     key_hash: str | None
-    runtime_env: dict[str, Any]
     version: str
     whole: bool
 
@@ -124,19 +122,15 @@ class Gateway:
 
     def settings(self) -> Settings:
         """Of this replica's deployment."""
-        context = serve.get_replica_context()
-        environment = dict(ray.get_runtime_context().runtime_env)
-        return Settings(
-            *(self._serving, self._generation, self._key_hash),
-            *(environment, context.code_version or "", self._own is not None),
-        )
+        version = serve.get_replica_context().code_version or ""
+        return Settings(self._serving, self._generation, self._key_hash, version, self._own is not None)
 
     def _service(self, name: str, route: Route) -> Service:
         application = route["application"]
         pipeline = ServedPipeline.of(application, self._serving.retry_after_seconds) if application else self._own
         if pipeline is None:
             raise RuntimeError("user_config names no application, and the gateway's own has no bundle")
-        served = Served(name, route["digest"], route["created"])
+        served = Served(name, route["digest"], route["created"], tuple(route["adapters"]))
         tallied = Tallied(pipeline, route["digest"], self._tally)
         return Service(served, tallied, self._memory, self._serving, self._generation)
 
@@ -206,20 +200,20 @@ def create_app(
 
     @app.get("/v1/models")
     async def list_models() -> wire.ModelList:
-        return wire.ModelList(data=[_model(service().served)])
+        served = service().served
+        return wire.ModelList(data=[_model(served, name) for name in (served.name, *served.adapters)])
 
     @app.get("/v1/models/{model}")
     async def get_model(model: str) -> wire.Model:
-        service().check_model(model)
-        return _model(service().served)
+        return _model(service().answering_as(model).served, model)
 
     @app.post("/v1/chat/completions", response_model=wire.ChatCompletion, responses={200: {"content": _EVENTS}})
     async def chat_completions(request: wire.ChatRequest) -> Response | wire.ChatCompletion:
-        current = service()
+        current = service().answering_as(request.model)
         head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
-            "model": current.served.name,
+            "model": request.model,
             "system_fingerprint": f"fp_{current.served.digest[:12]}",
         }
         if request.stream:
@@ -233,15 +227,16 @@ def create_app(
 
     @app.post("/v1/audio/speech", response_class=Response, responses={200: {"content": _SOUND | _EVENTS}})
     async def audio_speech(request: wire.SpeechRequest) -> Response:
+        current = service().answering_as(request.model)
         media_type = wire.MEDIA_TYPES[request.response_format]
         if request.response_format == "pcm":
             media_type = f"{media_type};rate={request.sample_rate or PCM_RATE}"
         if request.response_format in ("pcm", "mp3", "opus"):
-            pieces = await service().speak_live(request)
+            pieces = await current.speak_live(request)
             if request.stream_format == "sse":
                 return _live(live_speech_events(pieces, _speech_usage))
             return StreamingResponse(speech_bytes(pieces), media_type=media_type)
-        said = await service().speak(request)
+        said = await current.speak(request)
         if request.stream_format == "sse":
             return _stream(speech_events(said.data, _speech_usage(said.reply)))
         return Response(said.data, media_type=media_type)
@@ -254,7 +249,7 @@ def create_app(
     async def audio_transcriptions(
         form: Annotated[wire.TranscriptionRequest, Form(media_type="multipart/form-data")],
     ) -> Response:
-        written = await service().transcribe(await form.file.read(), form)
+        written = await service().answering_as(form.model).transcribe(await form.file.read(), form)
         if form.stream:
             transcript = _transcript(written)
             return _stream(transcript_events(transcript.text, transcript.usage.model_dump()))
@@ -276,8 +271,8 @@ def _told(connection: HTTPConnection, error: Exception) -> Response:
     return error.response()
 
 
-def _model(served: Served) -> wire.Model:
-    return wire.Model(id=served.name, created=served.created)
+def _model(served: Served, name: str) -> wire.Model:
+    return wire.Model(id=name, created=served.created)
 
 
 def _choice(answer: ChatAnswer) -> wire.Choice:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
+from ray.exceptions import TaskCancelledError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -85,6 +86,9 @@ class Guard:
                 problem = error
             except TimeoutError:
                 problem = deadline_passed(self.deadline_seconds)
+            except TaskCancelledError:
+                # What Ray's proxy raises in whoever reads on from a client that has gone.
+                pass
             except Exception as error:  # noqa: BLE001 - logged in words of our own
                 logger.error("request failed: %s", described(error))
                 problem = ApiError(500, "The server failed to answer; its log has the reason.", code="internal_error")

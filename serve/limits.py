@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol
 
 from serve.errors import ApiError, from_serve
 from serve.keys import Allowance
+from serve.shared import shared
 
 ACTOR = "speechgpt-limits"
-NAMESPACE = "speechgpt"
 DAY = 86_400
 _PATIENCE_SECONDS = 5.0
 """How long a request waits for the actor, which may just be coming up again."""
@@ -142,21 +142,13 @@ class Counting(Protocol):
 
 
 class SharedLimits:
-    """The one Limits of the cluster, in a named actor that outlives gateway replicas and bundle changes.
+    """The one Limits of the cluster (`shared`).
 
     Without it nobody with a limit is let in: `enter` and `count` raise ApiError 503, worth a retry.
     """
 
     def __init__(self) -> None:
-        import ray
-
-        self._actor: Any = (
-            ray.remote(Limits)
-            .options(
-                name=ACTOR, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0, max_restarts=-1
-            )
-            .remote()
-        )
+        self._actor = shared(Limits, ACTOR)
 
     async def enter(self, key: str, allowance: Allowance, seconds: float) -> Lease | Refusal:
         return await self._ask(self._actor.enter.remote(key, allowance, seconds))

@@ -4,10 +4,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
+
+from serve.shared import shared
 
 ACTOR = "speechgpt-memory"
-NAMESPACE = "speechgpt"
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,10 @@ class Recollection(Protocol):
 
 
 class SharedMemory:
-    """The one Memory of the cluster, in a named actor that outlives gateway replicas and bundle changes."""
+    """The one Memory of the cluster (`shared`)."""
 
     def __init__(self, ttl_seconds: float, capacity: int) -> None:
-        import ray
-
-        self._actor: Any = (
-            ray.remote(Memory)
-            .options(
-                name=ACTOR, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0, max_restarts=-1
-            )
-            .remote(ttl_seconds, capacity)
-        )
+        self._actor = shared(Memory, ACTOR, ttl_seconds, capacity)
 
     async def keep(self, audio_id: str, exchange: Exchange) -> int:
         return await self._actor.keep.remote(audio_id, exchange)

@@ -99,6 +99,8 @@ class Promotion:
         if target["canary"] and target["canary"]["digest"] != new["digest"]:
             self.say(f"{short(target['canary'])} was left on trial: back to {short(old)} first")
             self._turn(settled(name, old))
+        if lost := sorted({*old["adapters"]} - {*new["adapters"]}):
+            raise PromotionError(f"{short(new)} lacks adapters that clients ask {short(old)} for: {', '.join(lost)}")
         self._clear(keep=(old, new))
         try:
             self.say(f"{short(new)} comes up beside {short(old)}")

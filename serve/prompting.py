@@ -1,7 +1,7 @@
 """What a service asks of the language model, and what comes back; plain Python, to run inside and outside Serve."""
 
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from serve.engine import Engine, LocalEngine, Request
 from serve.pacing import Pacing
 from speechgpt.language.config import GenerationSection, ReplyForm
+from speechgpt.runtime import bundle as bundles
 from speechgpt.runtime.config import ServingSection
 
 if TYPE_CHECKING:
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a request wants its tokens drawn. seed: None where the client left it open."""
+    """How a request wants its tokens drawn. seed: None where the client left it open. adapter: see `Request`."""
 
     generation: GenerationSection
     seed: int | None = None
+    adapter: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,28 +145,32 @@ class Prompter:
     @classmethod
     def load(cls, bundle: Path, serving: ServingSection) -> "Prompter":
         """`serving.language.batch` replies are generated at a time, by `serving.language.engine`."""
+        language = bundle / "language"
         adapter = bundle / "adapter" if (bundle / "adapter").is_dir() else None
         if serving.language.engine == "vllm":
             from serve.vllm_engine import VllmEngine
             from speechgpt.language.wording import Wording
 
-            wording = Wording.load(bundle / "language")
-            engine = VllmEngine.load(bundle / "language", adapter, wording, serving)
+            wording = Wording.load(language)
+            engine = VllmEngine.load(language, adapter, wording, serving, bundles.adapters(bundle))
             return cls(wording, engine, serving.request_timeout_seconds)
         from speechgpt.language.model import SpeechLanguageModel
 
-        model = SpeechLanguageModel.load(bundle / "language", adapter)
+        model = SpeechLanguageModel.load(language, adapter)
         if model.model.device.type == "cpu":
             # Exact, as fast here, and it leaves a greedy choice to the model where bfloat16 leaves it to the batch.
             model.model.float()
-        return cls.of(model, serving)
+        return cls.of(model, serving, bundles.adapters(bundle))
 
     @classmethod
-    def of(cls, model: "SpeechLanguageModel", serving: ServingSection) -> "Prompter":
+    def of(
+        cls, model: "SpeechLanguageModel", serving: ServingSection, adapters: Mapping[str, Path] | None = None
+    ) -> "Prompter":
         from speechgpt.language.batching import ContinuousBatch
 
-        seconds = serving.request_timeout_seconds
-        return cls(model.wording, LocalEngine(ContinuousBatch(model, serving.language.batch), seconds), seconds)
+        wording, seconds = model.wording, serving.request_timeout_seconds
+        batch = ContinuousBatch(model, serving.language.batch, adapters)
+        return cls(wording, LocalEngine(batch, seconds), seconds)
 
     @property
     def unit_count(self) -> int:
@@ -195,7 +201,8 @@ class Prompter:
             yield prompt
             return
         seed = secrets.randbits(31) if prompt.sampling.seed is None else prompt.sampling.seed
-        request = Request(prompt.ids, prompt.kind, prompt.sampling.generation, seed, self._seconds)
+        drawn = prompt.sampling
+        request = Request(prompt.ids, prompt.kind, drawn.generation, seed, self._seconds, drawn.adapter)
         unfolding, pacing = Unfolding(self._wording.vocabulary, prompt.kind), Pacing()
         async with aclosing(self._engine.tokens(request)) as tokens:
             async for few in tokens:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from serve.shared import NAMESPACE
 from serve.tally import Figures, Tally
 
 ACTOR = "speechgpt-promotion"
 """One name: there is one promotion at a time."""
-NAMESPACE = "speechgpt"
 EVERY_SECONDS = 0.5
 FRESH_SECONDS = 10.0
 """A replica that has said nothing for so long is gone, and what was under way there with it."""

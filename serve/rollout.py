@@ -10,11 +10,12 @@ from ray import serve
 from ray.serve import RunTarget
 from ray.serve.schema import ApplicationStatus, ReplicaState
 
-from serve import app
+from serve import app, records
 from serve.bundles import ENCODER, LANGUAGE_MODEL, VOCODER, Source
 from serve.gateway import Settings
 from serve.promotion import PromotionError
-from serve.reports import ACTOR, NAMESPACE, Reports
+from serve.reports import ACTOR, Reports
+from serve.shared import NAMESPACE
 from serve.switch import Route, Target
 from serve.tally import Figures
 from speechgpt.runtime.config import ServingSection
@@ -68,6 +69,7 @@ class ServedCluster:
         self._reports = reports
         self._deploy_seconds = deploy_seconds
         self.settings: Settings = self._gateway.settings.remote().result()
+        self._runtime_env = _runtime_env(gateway)
         self.source: Source | None = None
         if self.settings.whole:
             raise PromotionError(
@@ -85,7 +87,7 @@ class ServedCluster:
     def turn(self, target: Target) -> None:
         # Before the replicas hear of it, so that no report comes too early.
         ray.get(self._reports.expect.remote(target["watch"]))
-        gateway = app.same_gateway(self.settings, target)
+        gateway = app.same_gateway(self.settings, self._runtime_env, target)
         serve.run(gateway, name=self._name, route_prefix="/")
         until = time.monotonic() + _TURN_SECONDS
         while target["watch"] and not self._all_report():
@@ -100,7 +102,7 @@ class ServedCluster:
         if self.source is None or self.source.digest != route["digest"]:
             raise ValueError(f"{route['application']} is not the bundle that was checked")
         name = route["application"]
-        bundle = app.bundle_application(self.source, self.serving, self.settings.runtime_env, self._wanted())
+        bundle = app.bundle_application(self.source, self.serving, self._runtime_env, self._wanted())
         serve.run_many([RunTarget(bundle, name, route_prefix=None)], wait_for_applications_running=False)
         until = time.monotonic() + self._deploy_seconds
         while (status := serve.status().applications[name]).status != ApplicationStatus.RUNNING:
@@ -136,6 +138,12 @@ class ServedCluster:
         if found is None or deployment not in found.deployments:
             return 0
         return found.deployments[deployment].replica_states.get(ReplicaState.RUNNING, 0)
+
+
+def _runtime_env(gateway: str) -> dict[str, Any]:
+    """As the gateway's deployment asked for it; that of its replicas holds the controller's as well."""
+    deployed = records.details()["applications"][gateway]["deployments"][GATEWAY]["deployment_config"]
+    return deployed["ray_actor_options"].get("runtime_env") or {}
 
 
 def _cause(status: Any) -> str:

@@ -52,11 +52,12 @@ VOICES = frozenset(
 
 @dataclass(frozen=True)
 class Served:
-    """The bundle behind a model name. created: Unix seconds."""
+    """The bundle behind a model name. created: Unix seconds. adapters: of its own, each a model name, too."""
 
     name: str
     digest: str
     created: int
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,15 +117,36 @@ class Service:
         memory: Recollection,
         serving: ServingSection,
         generation: GenerationSection,
+        adapter: str = "",
     ) -> None:
+        """adapter: with which it answers, one of the bundle's named ones; "" is the bundle as it is."""
         self.served = served
+        self._adapter = adapter
         self.serving = serving
         self._pipeline = pipeline
         self._memory = memory
         self._generation = generation
 
+    @property
+    def model(self) -> str:
+        """What clients call it."""
+        return self._adapter or self.served.name
+
+    def answering_as(self, model: str) -> "Service":
+        """The same, as a model that a client names: the bundle or an adapter. Raises ApiError, 404, for others."""
+        if model == self.served.name:
+            return self
+        if model in self.served.adapters:
+            return Service(self.served, self._pipeline, self._memory, self.serving, self._generation, model)
+        here = " and ".join(repr(name) for name in (self.served.name, *self.served.adapters))
+        raise ApiError(
+            404,
+            f"The model {model!r} is not served here; {here} {'are' if self.served.adapters else 'is'}.",
+            code="model_not_found",
+            param="model",
+        )
+
     async def chat(self, request: ChatRequest) -> ChatAnswer:
-        self.check_model(request.model)
         if request.audio:
             check_voice(request.audio.voice, "audio.voice")
         dialogue = await understand(request.messages, self, self.serving.max_text_characters)
@@ -140,7 +162,6 @@ class Service:
 
     async def chat_live(self, request: ChatRequest) -> LiveAnswer:
         """The answer while it is made. Returns with its first piece: what can be refused is refused by then."""
-        self.check_model(request.model)
         if request.audio:
             check_voice(request.audio.voice, "audio.voice")
         dialogue = await understand(request.messages, self, self.serving.max_text_characters)
@@ -160,13 +181,13 @@ class Service:
         await visits.current().turn()
         tokens = self._generation.max_new_tokens
         generation = self._generation.model_copy(update={"max_new_tokens": min(most or tokens, tokens)})
-        task = Ask(tuple(dialogue), "chain" if manner else "text", Sampling(generation), forgetful)
+        task = Ask(tuple(dialogue), "chain" if manner else "text", self._drawn(generation), forgetful)
         return await self._task(self._pipeline.voice(task, manner) if manner else self._pipeline.unfold(task), "input")
 
     async def say_live(self, text: str, manner: Manner) -> AsyncGenerator[LivePiece, None]:
         """Words of the service's own in a session, spoken; otherwise as `answer_live`."""
         await visits.current().turn()
-        return await self._task(self._pipeline.voice(Read(text, Sampling(self._generation)), manner), "input")
+        return await self._task(self._pipeline.voice(Read(text, self._drawn(self._generation)), manner), "input")
 
     async def _remembered(
         self, pieces: AsyncGenerator[LivePiece, None], audio_id: str, dialogue: "list[Turn]"
@@ -193,14 +214,13 @@ class Service:
         return _counted(await self._begun(pieces, param))
 
     async def transcribe(self, clip: bytes, request: TranscriptionRequest) -> WrittenSpeech:
-        self.check_model(request.model)
         if request.language not in (None, LANGUAGE):
             raise ApiError(
                 400, f"language: this model hears {LANGUAGE!r} only", code="unsupported_value", param="language"
             )
         heard = await self.hear(clip, "file")
         generation = self._generation.model_copy(update={"temperature": request.temperature or 0.0})
-        return WrittenSpeech(await self._reply(Dictate(heard.units, Sampling(generation)), "file"), heard.seconds)
+        return WrittenSpeech(await self._reply(Dictate(heard.units, self._drawn(generation)), "file"), heard.seconds)
 
     async def speak(self, request: SpeechRequest) -> SaidText:
         reply = await self._reply(self._reading(request), "input")
@@ -216,7 +236,6 @@ class Service:
         return await self._begun(_audible(pieces), "input")
 
     def _reading(self, request: SpeechRequest) -> Read:
-        self.check_model(request.model)
         check_voice(request.voice, "voice")
         if len(request.input) > self.serving.max_text_characters:
             raise ApiError(
@@ -228,7 +247,7 @@ class Service:
         text = request.input.strip()
         if not text:
             raise ApiError(400, "input: nothing to say", code="empty_content", param="input")
-        return Read(text, Sampling(self._generation))
+        return Read(text, self._drawn(self._generation))
 
     async def hear(self, clip: bytes, param: str) -> Heard:
         heard = await self._pipeline.hear(clip)
@@ -243,7 +262,7 @@ class Service:
     async def dictate(self, heard: Heard, param: str) -> Reply:
         """The words of what was heard, as `text`."""
         greedy = self._generation.model_copy(update={"temperature": 0.0})
-        return await self._reply(Dictate(heard.units, Sampling(greedy)), param)
+        return await self._reply(Dictate(heard.units, self._drawn(greedy)), param)
 
     async def recall(self, audio_id: str) -> Exchange | None:
         return await self._memory.recall(audio_id)
@@ -255,21 +274,15 @@ class Service:
         visits.current().spent(reply.total_tokens)
         return reply
 
-    def check_model(self, name: str) -> None:
-        if name != self.served.name:
-            raise ApiError(
-                404,
-                f"The model {name!r} is not served here; {self.served.name!r} is.",
-                code="model_not_found",
-                param="model",
-            )
-
     def _sampling(self, request: ChatRequest) -> Sampling:
         asked = {"temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
         limits = (request.max_completion_tokens, request.max_tokens, self._generation.max_new_tokens)
         changes = {name: value for name, value in asked.items() if value is not None}
         changes["max_new_tokens"] = min(limit for limit in limits if limit is not None)
-        return Sampling(self._generation.model_copy(update=changes), request.seed)
+        return self._drawn(self._generation.model_copy(update=changes), request.seed)
+
+    def _drawn(self, generation: GenerationSection, seed: int | None = None) -> Sampling:
+        return Sampling(generation, seed, self._adapter)
 
 
 def _rate(request: AudioOptions | SpeechRequest) -> int:

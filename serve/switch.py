@@ -13,11 +13,12 @@ _STEP = (5**0.5 - 1) / 2
 
 
 class Route(TypedDict):
-    """A bundle and who serves it. application: "" is the gateway's own. created: Unix seconds."""
+    """A bundle and who serves it. application: "" is the gateway's own. created: Unix seconds. adapters: names."""
 
     application: str
     digest: str
     created: int
+    adapters: list[str]
 
 
 class Target(TypedDict):

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,8 @@ _CPU_BLOCK = 32
 _CPU_CACHE_GIB = 1.0
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Of adapters that vLLM has room for."""
+_ADAPTERS_AT_ONCE = 8
+"""In one forward pass; replies of others wait, and vLLM exchanges what lies on the device."""
 
 
 class VllmMissingError(RuntimeError):
@@ -66,11 +68,16 @@ class VllmEngine:
     """
 
     def __init__(
-        self, engine: "AsyncLLM", wording: "Wording", stuck_seconds: float, adapter: "LoRARequest | None" = None
+        self,
+        engine: "AsyncLLM",
+        wording: "Wording",
+        stuck_seconds: float,
+        adapters: "Mapping[str, LoRARequest] | None" = None,
     ) -> None:
+        """adapters: by name; the bundle's own is ""."""
         from speechgpt.language.generation import cut_token, end_tokens
 
-        self._engine, self._wording, self._adapter = engine, wording, adapter
+        self._engine, self._wording, self._adapters = engine, wording, adapters or {}
         self._stuck_seconds = stuck_seconds
         self._stops = [*end_tokens(wording.vocabulary), cut_token(wording.vocabulary)]
         self._ongoing = self._waiting = 0
@@ -79,8 +86,16 @@ class VllmEngine:
         """Tokens of prompts, so far, whose keys and values were there already."""
 
     @classmethod
-    def load(cls, directory: Path, adapter: Path | None, wording: "Wording", serving: ServingSection) -> "VllmEngine":
-        """Start vLLM on a model in Hugging Face layout and, stacked on it, a PEFT adapter. Raises VllmMissingError."""
+    def load(
+        cls,
+        directory: Path,
+        adapter: Path | None,
+        wording: "Wording",
+        serving: ServingSection,
+        named: Mapping[str, Path] | None = None,
+    ) -> "VllmEngine":
+        """Start vLLM on a model in Hugging Face layout and, stacked on it, a PEFT adapter: its own, or a named one that
+        a request asks for. Raises VllmMissingError."""
         check_installed()
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -89,10 +104,17 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**_arguments(directory, adapter, wording, serving)))
-        request = LoRARequest("adapter", 1, str(adapter)) if adapter else None
+        adapters = {**({"": adapter} if adapter else {}), **(named or {})}
+        engine = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(**_arguments(directory, list(adapters.values()), wording, serving))
+        )
+        # Number and name are vLLM's keys; a bundle never changes under one.
+        requests = {
+            name: LoRARequest(name or "adapter", number, str(path))
+            for number, (name, path) in enumerate(adapters.items(), start=1)
+        }
         # A step takes seconds at most; a request must not be given up before the replica is.
-        return cls(engine, wording, serving.request_timeout_seconds / 2, request)
+        return cls(engine, wording, serving.request_timeout_seconds / 2, requests)
 
     async def tokens(self, request: Request) -> AsyncGenerator[list[int], None]:
         from speechgpt.language.generation import spells_end
@@ -100,13 +122,16 @@ class VllmEngine:
         context, vocabulary = self._wording.context, self._wording.vocabulary
         if len(request.ids) >= context:
             raise ValueError(f"the prompt has {len(request.ids)} tokens, the model's context {context}")
+        if request.adapter and request.adapter not in self._adapters:
+            raise ValueError(f"there is no adapter {request.adapter!r}")
         until = time.monotonic() + request.seconds
         name, prompt = uuid.uuid4().hex, {"prompt_token_ids": list(request.ids)}
         made: list[int] = []
         ended = False
         self._ongoing += 1
         try:
-            outputs = self._engine.generate(prompt, self._sampling(request), name, lora_request=self._adapter)
+            adapter = self._adapters.get(request.adapter)
+            outputs = self._engine.generate(prompt, self._sampling(request), name, lora_request=adapter)
             async with aclosing(outputs):
                 while not ended:
                     output = await self._next(outputs, until)
@@ -184,7 +209,9 @@ class VllmEngine:
         )
 
 
-def _arguments(directory: Path, adapter: Path | None, wording: "Wording", serving: ServingSection) -> dict[str, Any]:
+def _arguments(
+    directory: Path, adapters: Sequence[Path], wording: "Wording", serving: ServingSection
+) -> dict[str, Any]:
     """Of vLLM's AsyncEngineArgs."""
     from vllm.platforms import current_platform
 
@@ -208,7 +235,8 @@ def _arguments(directory: Path, adapter: Path | None, wording: "Wording", servin
         arguments["kv_cache_memory_bytes"] = int(cache_gib * 2**30)
     if on_cpu:
         arguments["block_size"] = _CPU_BLOCK
-    if adapter:
-        rank = json.loads((adapter / "adapter_config.json").read_text())["r"]
-        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(r for r in _RANKS if r >= rank)}
+    if adapters:
+        rank = max(json.loads((adapter / "adapter_config.json").read_text())["r"] for adapter in adapters)
+        room = {"max_loras": min(len(adapters), _ADAPTERS_AT_ONCE), "max_cpu_loras": len(adapters)}
+        arguments |= {"enable_lora": True, **room, "max_lora_rank": next(r for r in _RANKS if r >= rank)}
     return arguments

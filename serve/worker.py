@@ -1,12 +1,27 @@
 """The thread in which a replica's model runs, so that its event loop stays free for requests and health checks."""
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+_TURN_SECONDS, _NICENESS = 0.0002, 4
+
+
+def give_way() -> None:
+    """For a thread that computes, when it begins: event loops come first, of this process and of others on its node.
+
+    The interpreter changes hands after 0.2 ms instead of Python's 5: such a thread leaves it for each of PyTorch's
+    operations, a hundred of them a token, and waits as long as that to get it back from a loop that delivers tokens;
+    eight answers at once took half as long again. And the thread (Linux counts niceness by thread) is the one that
+    waits when processors are short: what the gateway refuses it must refuse at once.
+    """
+    sys.setswitchinterval(_TURN_SECONDS)
+    os.nice(_NICENESS)
 
 
 class Worker:
@@ -14,7 +29,7 @@ class Worker:
     replaces it."""
 
     def __init__(self, stuck_seconds: float) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="model", initializer=give_way)
         self._stuck_seconds = stuck_seconds
         self._busy_since: float | None = None
 

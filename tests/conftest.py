@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from told_service import ToldService, told_services
 
 # The same examples in every run, so that a run tells something about the change and not about the dice;
 # `HYPOTHESIS_PROFILE=default` throws them.
@@ -64,6 +65,7 @@ def ray_cluster() -> Iterator[None]:
             break
         except Exception as error:
             # Ray gives a node 30 seconds to start, which a busy machine may not have, and no more.
+            ray.shutdown()
             if attempt == 4 or "timed out during startup" not in str(error):
                 raise
     yield
@@ -125,3 +127,10 @@ def _wait_for_answer(server: subprocess.Popen[bytes], log: Path) -> None:
         except OSError:
             time.sleep(0.2)
     pytest.fail(f"the S3 server did not start:\n{log.read_text()}")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., ToldService]]:
+    """Starts HTTP services that answer as they are told."""
+    with told_services() as start:
+        yield start

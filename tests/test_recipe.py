@@ -1,11 +1,13 @@
 """Recipes: what is wrong is said before any work starts, with the key and what would be right."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from speechgpt.recipe import RecipeError, load, shipped
+from speechgpt.recipe import Recipe, RecipeError, load, shipped
+from speechgpt.section import Section
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -126,3 +128,16 @@ def test_a_decoding_preset_gives_way_to_explicit_values(tmp_path: Path) -> None:
     assert load(tmp_path / "resolved.yaml") == mixed
     with pytest.raises(RecipeError, match=r"generation\.preset: .*'released' or 'paper'"):
         load("speechgpt-7b", ("generation.preset=authors",))
+
+
+def _sections(model: type[Section], path: str = "") -> Iterator[tuple[str, Section]]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, Section):
+            yield f"{path}{name}", field.default
+            yield from _sections(type(field.default), f"{path}{name}.")
+
+
+@pytest.mark.parametrize(("path", "default"), _sections(Recipe))
+def test_a_section_that_is_partly_given_keeps_its_defaults(path: str, default: Section) -> None:
+    """What a recipe does not say of a section must not depend on whether it says anything of it."""
+    assert default == type(default)(), f"{path}: its defaults hold only where nothing is set"

@@ -4,10 +4,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from serve import records
 from serve.errors import ApiError, described
 from serve.realtime.meters import Meters
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ApplicationDetails
 
 logger = logging.getLogger("ray.serve")
 LOOK_SECONDS = 2.0
@@ -84,13 +88,24 @@ def told_to_stop() -> bool:
     """Whether the Serve controller is ending the replica in which this runs: it says so to nobody but the controller's
     own records, which are what `serve status` shows. Blocks."""
     from ray import serve
-    from ray.serve.context import _get_global_client
-    from ray.serve.schema import ReplicaState, ServeInstanceDetails
+    from ray.serve.schema import ServeInstanceDetails
 
     mine = serve.get_replica_context()
-    client = _get_global_client()
-    assert client is not None
-    application = ServeInstanceDetails(**client.get_serve_details()).applications.get(mine.app_name)
-    deployment = application.deployments.get(mine.deployment) if application else None
-    states = {replica.replica_id: replica.state for replica in deployment.replicas} if deployment else {}
-    return states.get(mine.replica_tag, ReplicaState.STOPPING) == ReplicaState.STOPPING
+    details = ServeInstanceDetails(**records.details())
+    return is_ending(details.applications.get(mine.app_name), mine.deployment, mine.replica_tag)
+
+
+def is_ending(application: "ApplicationDetails | None", deployment: str, replica: str) -> bool:
+    """Whether the records of an application say that a replica is to go. One that they do not know stays: a controller
+    that has just come back may not know it yet."""
+    from ray.serve.schema import ApplicationStatus, ReplicaState
+
+    if application is None:
+        return False
+    if application.status == ApplicationStatus.DELETING:
+        # Its replicas are still there, but their records are not.
+        return True
+    known = application.deployments.get(deployment)
+    return known is not None and any(
+        each.replica_id == replica and each.state == ReplicaState.STOPPING for each in known.replicas
+    )

@@ -23,7 +23,7 @@ def add_route(app: FastAPI, service: Callable[[], Service], serving: ServingSect
             raise ApiError(
                 400, "model: is required: /v1/realtime?model=…", code="missing_required_parameter", param="model"
             )
-        current.check_model(model)
+        current = current.answering_as(model)
         with places.place():
             offered = socket.scope.get("subprotocols", [])
             await socket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in offered else None)

@@ -1,13 +1,11 @@
 """Scores from 1 to 5: by rules, and by a chat model behind a real server that is busy, wrong or gone."""
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from told_service import Answer, ToldService, chat
 
 from speechgpt.evaluation.config import JudgeSection
 from speechgpt.evaluation.judge import ChatJudge, Item, JudgeError, Rules, Verdict, open_judge, read_score
@@ -15,52 +13,6 @@ from speechgpt.recipe import RecipeError, load
 
 KEY = "sk-a-secret"
 ITEM = Item("what is two plus three", "it is five", "two plus three is five", True)
-
-
-def chat(content: Any) -> tuple[int, dict[str, str], bytes]:
-    body = {"choices": [{"message": {"role": "assistant", "content": content}}]}
-    return 200, {"content-type": "application/json"}, json.dumps(body).encode()
-
-
-class Service:
-    """Answers in the order told, the last for ever; keeps what it was asked."""
-
-    def __init__(self, url: str, asked: list[dict[str, Any]]) -> None:
-        self.url, self.asked = url, asked
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Service]]:
-    servers = []
-
-    def start(*answers: tuple[int, dict[str, str], bytes]) -> Service:
-        asked: list[dict[str, Any]] = []
-        left, lock = list(answers), threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                with lock:
-                    asked.append({"path": self.path, "key": self.headers.get("authorization"), **body})
-                    status, headers, content = left.pop(0) if len(left) > 1 else left[0]
-                self.send_response(status)
-                for name, value in {**headers, "content-length": str(len(content))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return Service(f"http://127.0.0.1:{server.server_port}/v1", asked)
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture
@@ -71,9 +23,9 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return slept
 
 
-def judge(service: Service, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> ChatJudge:
+def judge(service: ToldService, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> ChatJudge:
     monkeypatch.setenv("A_JUDGE_KEY", KEY)
-    return ChatJudge(JudgeSection(base_url=service.url, model="m", key_env="A_JUDGE_KEY", **settings))
+    return ChatJudge(JudgeSection(url=service.url, model="m", key_variable="A_JUDGE_KEY", **settings))
 
 
 @pytest.mark.parametrize(
@@ -135,29 +87,12 @@ def test_the_paper_s_judge_sees_no_right_answer(serve, monkeypatch):
 
 
 def test_many_answers_keep_their_places(serve, monkeypatch):
-    class ByLength(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            said = json.loads(body["messages"][1]["content"])["reply"]
-            content = chat(str(len(said.split())))[2]
-            self.send_response(200)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+    def length(body: dict[str, Any]) -> Answer:
+        return chat(str(len(json.loads(body["messages"][1]["content"])["reply"].split())))
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), ByLength)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        lengths = [1 + place * 7 % 5 for place in range(40)]
-        items = [ITEM._replace(reply="word " * length) for length in lengths]
-        asked = judge(Service(f"http://127.0.0.1:{server.server_port}/v1", []), monkeypatch)
-        assert [verdict.score for verdict in asked.score(items)] == lengths
-    finally:
-        server.shutdown()
-        server.server_close()
+    lengths = [1 + place * 7 % 5 for place in range(40)]
+    items = [ITEM._replace(reply="word " * length) for length in lengths]
+    assert [verdict.score for verdict in judge(serve(length), monkeypatch).score(items)] == lengths
 
 
 def test_a_busy_judge_is_asked_again(serve, monkeypatch, waits):
@@ -211,24 +146,24 @@ def test_silence_is_judged_without_asking(serve, monkeypatch):
 
 def test_a_key_that_is_not_there_is_asked_for_by_name(monkeypatch):
     monkeypatch.delenv("A_JUDGE_KEY", raising=False)
-    section = JudgeSection(base_url="http://127.0.0.1:9/v1", model="m", key_env="A_JUDGE_KEY")
-    with pytest.raises(JudgeError, match=r"key_env: there is no A_JUDGE_KEY in the environment"):
+    section = JudgeSection(url="http://127.0.0.1:9/v1", model="m", key_variable="A_JUDGE_KEY")
+    with pytest.raises(JudgeError, match=r"key_variable: there is no A_JUDGE_KEY in the environment"):
         open_judge(section)
 
 
 def test_a_service_without_a_key_is_sent_none(serve):
     service = serve(chat("5"))
-    section = JudgeSection(base_url=service.url, model="m", key_env="")
+    section = JudgeSection(url=service.url, model="m", key_variable="")
     assert open_judge(section).score([ITEM]) == [Verdict(5)]
     assert service.asked[0]["key"] is None
 
 
 def test_no_secret_gets_into_a_recipe():
     with pytest.raises(ValidationError, match="no name, password or query") as raised:
-        JudgeSection(base_url="https://me:s3cret@host/v1", model="m")
-    assert "key_env" in str(raised.value)
+        JudgeSection(url="https://me:s3cret@host/v1", model="m")
+    assert "key_variable" in str(raised.value)
     with pytest.raises(RecipeError, match=r"instruction_following\.judge\.key: unknown key"):
-        load("tiny", ("instruction_following.judge={base_url: 'https://host/v1', model: m, key: abc}",))
+        load("tiny", ("instruction_following.judge={url: 'https://host/v1', model: m, key: abc}",))
 
 
 def test_the_rules_judge_where_nobody_else_is_named():

@@ -18,6 +18,7 @@ from types import ModuleType
 import bundle_variants
 import httpx
 import pytest
+from live_service import alive_actors
 from promotion_load import Load, load
 
 from serve import app, promote, run
@@ -103,9 +104,7 @@ def make(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 def gateway_replicas() -> set[str]:
     """Actors of the gateway that live."""
-    from ray.util.state import list_actors
-
-    return {str(actor.name) for actor in list_actors(filters=[("state", "=", "ALIVE")]) if f"#{GATEWAY}#" in actor.name}
+    return {actor.name for actor in alive_actors() if f"#{GATEWAY}#" in (actor.name or "")}
 
 
 def roll_out(directory: Path, terms: Terms = TERMS) -> dict:

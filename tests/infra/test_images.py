@@ -1,5 +1,6 @@
 """The image definition, as far as it can be checked without Docker: what it copies, pins and runs as."""
 
+import json
 import os
 import re
 import shutil
@@ -131,15 +132,96 @@ def test_the_package_builds_from_what_is_copied(tmp_path: Path) -> None:
     """The image's last build step, from a directory that holds what the image copies and nothing else."""
     source = tmp_path / "source"
     for name in copied():
-        place = source / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, place, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-        else:
-            shutil.copy(ROOT / name, place)
+        copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     [wheel] = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"speechgpt/cli.py", "jobs/pipeline.py", "serve/app.py", "speechgpt/recipes/nano.yaml"} <= names
+
+
+@pytest.mark.evidence
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_every_step_of_the_build_works_in_a_clean_directory(tmp_path: Path) -> None:
+    """The stage `build`, step by step, from what is copied and nothing else; then what it made, as a node runs it.
+
+    Only the places differ, and packages may come from uv's cache.
+    """
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if uv is None:
+        pytest.skip("no uv here: pip install uv")
+    outside = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment = outside | wheels() | {"PATH": os.pathsep.join([str(Path(uv).parent), outside["PATH"]])}
+    arguments = {"TORCH_BACKEND": "cpu"}
+    directory, steps = tmp_path, 0
+    for word, text in first_stage():
+        if word == "ENV":
+            environment |= dict(pair.split("=", 1) for pair in text.split())
+            # Proves nothing here, and takes minutes.
+            environment["UV_COMPILE_BYTECODE"] = "0"
+        elif word == "WORKDIR":
+            directory = tmp_path / text.strip("/")
+            directory.mkdir()
+        elif word == "COPY":
+            *sources, target = text.split()
+            for source in sources:
+                place = directory / target / (source if target == "./" else "")
+                copy(ROOT / source, place)
+        elif word == "RUN":
+            command = text.replace("/opt/speechgpt", str(tmp_path / "opt/speechgpt")).replace(" --no-cache ", " ")
+            command = re.sub(r"\$\{(\w+)\}", lambda name: arguments[name[1]], command)
+            command = re.sub(r"pip install --no-cache-dir uv==\S+ && ", "", command)
+            command = command.replace("uv venv ", f"uv venv --python {sys.executable} ")
+            if "UV_FIND_LINKS" in environment:
+                # Wheels that lie here stand in for PyTorch's own index, which not every machine reaches.
+                command = re.sub(r"--torch-backend \S+ ", "", command)
+            done = subprocess.run(
+                ["sh", "-euc", command], cwd=directory, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, f"{command}\n{done.stderr[-4000:]}"
+            steps += 1
+    assert steps == 3
+    for part in directory.iterdir():
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+    installed = tmp_path / "opt/speechgpt/bin"
+    node = {"PATH": f"{installed}:/usr/bin:/bin", "HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
+    for words, says in (
+        ([], "pipeline"),
+        (["speechgpt", "cluster", "--help"], "render"),
+        (["head"], "no token"),
+        (["python", "-c", "import serve.app, jobs.pipeline, psycopg2; print(jobs.__file__)"], str(installed.parent)),
+    ):
+        command = ["sh", str(ROOT / "infra/images/entrypoint"), *words]
+        done = subprocess.run(command, cwd=tmp_path, env=node, capture_output=True, text=True, timeout=600)
+        assert says in done.stdout + done.stderr, done.stdout + done.stderr
+    told = subprocess.run(
+        [installed / "speechgpt", "doctor", "--json", "--workspace", str(tmp_path)],
+        cwd=tmp_path, env=node, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    found = {finding["subject"]: finding for finding in json.loads(told.stdout)["findings"]}
+    assert found["packages"]["grade"] == "ok", found
+    assert {found[f"extra {extra}"]["grade"] for extra in ("voices", "judge")} == {"ok"}
+
+
+def first_stage() -> list[tuple[str, str]]:
+    words = instructions()
+    starts = [place for place, (word, _) in enumerate(words) if word == "FROM"]
+    return words[starts[0] + 1 : starts[1]]
+
+
+def wheels() -> dict[str, str]:
+    """A directory of wheels that pip is configured with counts for uv, too (as in the Makefile)."""
+    done = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
+    found = re.search(r"find-links='([^']*)'", done.stdout)
+    return {"UV_FIND_LINKS": found[1]} if found and Path(found[1]).is_dir() else {}
+
+
+def copy(source: Path, place: Path) -> None:
+    """As COPY does, without what the build does not see."""
+    if source.is_dir():
+        shutil.copytree(source, place, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    else:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, place)

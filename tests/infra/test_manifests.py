@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from jobs.cluster import main
 from speechgpt import recipe
-from speechgpt.runtime.config import NodeSection, PoolSection, ResourcesSection, ServingSection
+from speechgpt.runtime.config import GpuNodeSection, PoolSection, ResourcesSection, ServingSection
 from speechgpt.runtime.manifests import USER_ID, ManifestError, TrainingWorkers, check_demand
 
 ROOT = Path(__file__).parents[2]
@@ -290,7 +290,7 @@ def test_a_recipe_that_the_image_lacks_goes_along(tmp_path: Path) -> None:
         (ResourcesSection(), TrainingWorkers(3, cpus=1, gpus=1), "engine.workers: 3 run at once.*room for 2"),
         (ResourcesSection(max_gpu_nodes=0), TrainingWorkers(1, cpus=1, gpus=1), "resources.max_gpu_nodes is 0"),
         (
-            ResourcesSection(gpu_node=NodeSection(gpus=2)),
+            ResourcesSection(gpu_node=GpuNodeSection(gpus=2)),
             TrainingWorkers(1, cpus=1, gpus=4),
             "resources.gpu_node has 8 and 2",
         ),

@@ -6,22 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_models import HUBERT
 
 from speechgpt.interop.errors import ConversionError
 from speechgpt.interop.hubert import default_layer, from_fairseq, to_fairseq
 from speechgpt.interop.hubert_layout import convolutions, from_config, names, to_config
 from speechgpt.speech.hubert import scratch
 
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "conv_dim": (16,) * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-    "mask_time_prob": 0.65,
-}
+SMALL = HUBERT | {"num_hidden_layers": 2, "mask_time_prob": 0.65}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "base": {},
     "large": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},

@@ -8,8 +8,10 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from jobs.evaluate import main, manifest_utterances, stage_subjects, workspace_utterances
+from jobs.evaluate import main
 from jobs.shell import JobError
+from jobs.subjects import stage_subjects
+from jobs.utterances import manifest_utterances, workspace_utterances
 from speechgpt.recipe import load
 from speechgpt.runtime.recordings import UTTERANCE_SCHEMA
 from speechgpt.runtime.workspace import Workspace

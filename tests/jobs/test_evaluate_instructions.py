@@ -2,23 +2,21 @@
 
 import json
 import shutil
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from told_service import Answer, chat
 from typer.testing import CliRunner
 
-from jobs.evaluate import Served
 from jobs.evaluate_instructions import JOB, main, of_bundle, of_voices, standard_bundle
 from jobs.interviews import Parts, verdicts
 from jobs.shell import JobError, execute
+from jobs.subjects import Served
 from speechgpt.evaluation.config import InstructionFollowingSection
 from speechgpt.evaluation.judge import Item, JudgeError, Verdict
-from speechgpt.recipe import RecipeError
+from speechgpt.recipe import RecipeError, load
 from speechgpt.runtime import bundle
 from speechgpt.runtime.progress import Progress
 from speechgpt.runtime.recordings import read_bytes, read_manifests
@@ -85,34 +83,19 @@ def test_an_unpublished_workspace_is_told_what_is_missing(run_directory):
     assert "evaluate-instructions reads what manifest makes" in result.output
 
 
-@pytest.fixture
-def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A chat route that is out of order until `works` is set; then it gives fours, and nothing readable to `bad`."""
-    monkeypatch.setenv("A_JUDGE_KEY", KEY)
+class Judge:
+    """A chat route that is out of order until it works; then it gives fours, and nothing readable to `bad`."""
 
-    class Handler(BaseHTTPRequestHandler):
-        works, asked, bad = False, [], ""
+    works, bad = False, ""
 
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            said = json.loads(body["messages"][1]["content"])
-            type(self).asked.append(said)
-            told = "no digit" if self.bad and said["reply"] == self.bad else "4"
-            content = json.dumps({"choices": [{"message": {"content": told}}]}).encode() if self.works else b"oh"
-            self.send_response(200 if self.works else 500)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+    def __call__(self, body: dict[str, Any]) -> Answer:
+        if not self.works:
+            return 500, {}, b"oh"
+        return chat("no digit" if self.bad and said_in(body)["reply"] == self.bad else "4")
 
-        def log_message(self, *_: Any) -> None:
-            pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    Handler.url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield Handler
-    server.shutdown()
-    server.server_close()
+def said_in(body: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(body["messages"][1]["content"])
 
 
 def questions(folder: Path, count: int) -> str:
@@ -127,9 +110,14 @@ def questions(folder: Path, count: int) -> str:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_bundle_alone_is_asked_everything_and_an_interrupted_run_goes_on(ray_cluster, tmp_path, judge, capfd):
+def test_a_bundle_alone_is_asked_everything_and_an_interrupted_run_goes_on(
+    ray_cluster, tmp_path, serve, monkeypatch, capfd
+):
+    monkeypatch.setenv("A_JUDGE_KEY", KEY)
+    judge = Judge()
+    service = serve(judge)
     settings = (
-        f"instruction_following.judge={{base_url: '{judge.url}', model: a-judge, key_env: A_JUDGE_KEY, retries: 0}}",
+        f"instruction_following.judge={{url: '{service.url}', model: a-judge, key_variable: A_JUDGE_KEY, retries: 0}}",
         "instruction_following.tasks=2",
         "evaluation.bootstrap=20",
         "evaluation.recogniser=none",
@@ -164,8 +152,9 @@ def test_a_bundle_alone_is_asked_everything_and_an_interrupted_run_goes_on(ray_c
     assert all(task["asked"] == 2 for task in figures["task_recognition"]["tasks"].values())
     assert figures["ablation"]["standard"] == {"s2s": None, "direct": None, "standard": None}
     assert len(figures["notes"]) == 3
-    asked = Counter(map(json.dumps, judge.asked))
-    assert all(said["right_answer"] == "it is five" for said in judge.asked)
+    judged = [said_in(body) for body in service.asked]
+    asked = Counter(map(json.dumps, judged))
+    assert all(said["right_answer"] == "it is five" for said in judged)
     assert max(asked.values()) <= 2, "each different answer once, and the failed attempts"
     assert done["figures"]["questions"] == 3
     written = [place.read_bytes(name) for name in place.list("") if not name.endswith((".db", ".parquet"))]
@@ -185,6 +174,13 @@ def test_the_other_half_of_the_ablation_must_have_the_same_units(tmp_path):
     bundle.write(tmp_path / "other", {**parts, "encoder": tmp_path / "encoder"}, {}, {})
     with pytest.raises(JobError, match=r"instruction_following\.standard: nano has another encoder than .*other"):
         standard_bundle(section, Served(str(tmp_path / "other")))
+
+
+def test_another_bundle_to_compare_with_is_another_job():
+    """Whichever way it is named: its index counts."""
+    [index] = JOB.files(load("tiny", ("instruction_following.standard=nano",)))
+    assert json.loads(Path(index).read_text())["digest"] == bundle.load("nano").digest
+    assert JOB.files(load("tiny")) == []
 
 
 def test_the_job_reads_the_published_bundle_and_depends_on_its_sections():

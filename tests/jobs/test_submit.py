@@ -226,6 +226,26 @@ def test_without_the_clusters_token_nothing_is_told(cluster: Cluster, tmp_path: 
 
 
 @pytest.mark.ray
+@pytest.mark.evidence
+def test_a_rotated_token_shuts_the_old_one_out(cluster: Cluster, tmp_path: Path) -> None:
+    """As the handbook rotates it: a new token into the file, and the cluster started again."""
+    file = tmp_path / "token"
+    environment = cluster.environment | {"RAY_AUTH_TOKEN_PATH": str(file)}
+    for token, old in (("the-first-token", "no-token-yet"), ("the-second-token", "the-first-token")):
+        file.write_text(token)
+        nodes, address = start_two_nodes(environment)
+        with nodes:
+            ours = Cluster(address, environment, tmp_path)
+            assert ours.speechgpt("list").returncode == 0
+            refused = ours.speechgpt("submit", "manifest", "--recipe", "tiny", "--workspace", "w", RAY_AUTH_TOKEN=old)
+            assert refused.returncode == 1
+            assert "refused the token" in refused.stderr and "RAY_AUTH_TOKEN" in refused.stderr
+            assert json.loads(ours.speechgpt("list", "--json").stdout)["jobs"] == [], "nothing was started"
+            assert nodes.stdin
+            nodes.stdin.close()
+
+
+@pytest.mark.ray
 @pytest.mark.slow
 def test_an_unknown_submission_is_named(cluster: Cluster) -> None:
     for words in (("status", "nobody"), ("logs", "nobody", "--follow")):

@@ -20,6 +20,7 @@ from stage_workspace import prepared
 from jobs import shell, train_language
 from jobs.training_storage import forget_broken_run
 from speechgpt import recipe as recipes
+from speechgpt.language.vocabulary import Vocabulary
 from speechgpt.runtime.workspace import Workspace
 
 SETTINGS = (*stage_workspace.SETTINGS, "stages.base.validate_every=100", "stages.base.answers=2")
@@ -150,16 +151,35 @@ def _tracking(workspace: Workspace) -> str:
     return Tracking.open(recipes.load("tiny").tracking, workspace, "tiny").uri
 
 
-def test_the_shipped_model_is_trained_on_only_with_the_units_that_it_knows(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path / "work")
+def test_the_shipped_model_is_trained_on_with_its_own_units_or_as_many_new_ones(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    workspace, recipe = Workspace(tmp_path / "work"), recipes.load("nano")
     shipped = resources.files("speechgpt") / "bundles" / "nano"
-    workspace.write_bytes("encoder/kmeans.safetensors", save({"centroids": np.zeros((4, 2), np.float32)}))
-    with pytest.raises(shell.JobError, match="codebook.init"):
-        train_language._copy_shipped(workspace, tmp_path)
-    workspace.write_bytes("encoder/kmeans.safetensors", (shipped / "encoder" / "kmeans.safetensors").read_bytes())
-    train_language._copy_shipped(workspace, tmp_path)
-    weights = (shipped / "language" / "model.safetensors").read_bytes()
-    assert (tmp_path / "model.safetensors").read_bytes() == weights
+
+    def start(name: str, codebook: bytes) -> Path:
+        workspace.write_bytes("encoder/kmeans.safetensors", codebook)
+        (tmp_path / name).mkdir()
+        train_language._copy_shipped(workspace, tmp_path / name, recipe)
+        return tmp_path / name / "model.safetensors"
+
+    with pytest.raises(shell.JobError, match=r"4 units[\s\S]*codebook.clusters"):
+        start("few", save({"centroids": np.zeros((4, 2), np.float32)}))
+    weights = shipped / "language" / "model.safetensors"
+    same = start("same", (shipped / "encoder" / "kmeans.safetensors").read_bytes())
+    assert same.read_bytes() == weights.read_bytes()
+    sounds = np.random.default_rng(0).standard_normal((500, 7)).astype(np.float32)
+    known, new = load_file(weights), load_file(start("new", save({"centroids": sounds})))
+    first = Vocabulary.load(shipped / "language").first_unit
+    assert known.keys() == new.keys()
+    for name, weight in known.items():
+        before, after = weight.float().numpy(), new[name].numpy()
+        kept = np.ones(len(before), bool)
+        if "embed_tokens" in name:
+            kept[first : first + 500] = False
+            assert not np.isclose(before[~kept], after[~kept]).all(1).any()
+            assert after[~kept].std() == pytest.approx(before[~kept].std(), rel=0.01)
+        assert np.array_equal(before[kept], after[kept]), name
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """Replies that come and go in a shared batch are what each would have been alone, and as `generate` makes them."""
 
 import random
+from copy import deepcopy
 
 import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from speechgpt.language.answers import parse
 from speechgpt.language.batching import ContinuousBatch
 from speechgpt.language.config import GenerationSection
+from speechgpt.language.model import SpeechLanguageModel
 from speechgpt.language.prompts import META, PromptFormat, Turn, kind_of
 from speechgpt.language.unfolding import Unfolding, Units, Words
 
@@ -103,3 +107,49 @@ def test_what_unfolds_is_the_answer(model, generation):
             assert words == (getattr(answer, field) or "")
         units = [unit for piece in told if isinstance(piece, Units) for unit in piece.units]
         assert units == (answer.units or [])
+
+
+@pytest.fixture
+def adapters(model, tmp_path):
+    """Three, whose weights are drawn: each changes every reply."""
+    for seed, name in enumerate(("default", "pirate", "polite")):
+        torch.manual_seed(seed)
+        settings = LoraConfig(
+            r=2 + seed, lora_alpha=64, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False
+        )
+        get_peft_model(deepcopy(model.model), settings).save_pretrained(str(tmp_path / name))
+    return {name: tmp_path / name for name in ("default", "pirate", "polite")}
+
+
+def adapted(model, adapter):
+    """The model with one adapter loaded, or none, as a bundle's own is."""
+    base = deepcopy(model.model)
+    loaded = PeftModel.from_pretrained(base, str(adapter)) if adapter else base
+    return SpeechLanguageModel(loaded, model.vocabulary, model.prompts)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["bare", "adapted"])
+@pytest.mark.parametrize("prefix", ["", META], ids=["no prefix", "instruction"])
+def test_adapters_share_a_batch_and_each_answers_as_alone(model, adapters, own, prefix):
+    model.prompts = PromptFormat(model.prompts.dialect, prefix)
+    default = adapters.pop("default")
+    own_adapter = default if own else None
+    alone = {"": own_adapter, **adapters}
+    dialogue, form = QUESTIONS[1]
+    segments, ids, kind = asked(model, dialogue, form)
+    expected = {name: adapted(model, path).reply([segments], kind, SAMPLED, seed=5)[0] for name, path in alone.items()}
+    assert len({str(answer) for answer in expected.values()}) == 3
+    names = ["pirate", "", "polite", "pirate", ""]
+    arrivals = [[(ids, kind, SAMPLED, 5, name) for name in names[:3]], [], [(ids, kind, SAMPLED, 5, "pirate")]]
+    arrivals += [[(ids, kind, SAMPLED, 5)]]
+    said = run(ContinuousBatch(adapted(model, own_adapter), 4, adapters), arrivals)
+    assert [parse(tokens, model.vocabulary, kind) for tokens in said] == [expected[name] for name in names]
+
+
+def test_an_adapter_that_is_not_here_or_cannot_be_mixed_is_named(model, tmp_path):
+    with pytest.raises(ValueError, match="no adapter 'pirate'"):
+        ContinuousBatch(model, 2).add([1, 2], "chain", GREEDY, 0, "pirate")
+    settings = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    get_peft_model(deepcopy(model.model), settings).save_pretrained(str(tmp_path))
+    with pytest.raises(ValueError, match="adapter head.*modules_to_save"):
+        ContinuousBatch(adapted(model, None), 2, {"head": tmp_path})

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from serve import records
 from serve.bundles import Source, find
 from speechgpt.recipe import Recipe
 
@@ -52,7 +53,7 @@ class LiveService:
     def replicas(self, deployment: str | None = None) -> list[Replica]:
         """Those that run, of one deployment or all."""
         found = []
-        details = _client().get_serve_details()["applications"]
+        details = records.details()["applications"]
         for name, application in self.applications.items():
             deployed = details.get(application, {"deployments": {}})["deployments"].get(name, {"replicas": []})
             for replica in deployed["replicas"]:
@@ -79,8 +80,9 @@ class LiveService:
         return [psutil.Process(replica.pid) for replica in self.replicas()]
 
     def proxy(self) -> psutil.Process:
-        [found] = _client().get_serve_details()["proxies"].values()
-        return psutil.Process(_pid_of(found["actor_name"]))
+        [found] = records.details()["proxies"].values()
+        [pid] = [actor.pid for actor in alive_actors() if actor.name == found["actor_name"]]
+        return psutil.Process(pid)
 
 
 @contextmanager
@@ -125,14 +127,10 @@ def session_directory() -> Path:
     return Path(ray._private.worker._global_node.get_session_dir_path())
 
 
-def _client() -> Any:
-    from ray.serve.context import _get_global_client
-
-    return _get_global_client()
-
-
-def _pid_of(actor: str) -> int:
+def alive_actors() -> list[Any]:
+    """Those of the cluster that this process is connected to, as `ray list actors` tells."""
     import ray
+    from ray.util.state import list_actors
 
-    found = ray.util.state.list_actors(filters=[("name", "=", actor), ("state", "=", "ALIVE")])
-    return found[0].pid
+    address = ray.get_runtime_context().gcs_address
+    return list(list_actors(address=address, filters=[("state", "=", "ALIVE")], limit=1000))

@@ -4,11 +4,14 @@ import json
 import socket
 import subprocess
 import sys
+import uuid
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from speechgpt.runtime import doctor
@@ -144,6 +147,62 @@ def test_a_bucket_that_is_not_there(s3_server: str) -> None:
     [finding] = examine_bucket("s3://no-such-bucket-here/run")
     assert finding.grade == "missing"
     assert "speechgpt cluster account --bucket no-such-bucket-here" in finding.remedy
+
+
+READ_ONLY = {"Effect": "Allow", "Action": ["s3:ListBucket", "s3:GetObject"], "Resource": "*"}
+
+
+@pytest.fixture
+def keys(s3_bucket: str, s3_server: str) -> Iterator[Callable[..., dict[str, str]]]:
+    """Makes keys that may do what their policy says, and has the server look at them while the test runs."""
+    import boto3
+
+    iam = boto3.client("iam")
+
+    def make(*policy: dict[str, Any]) -> dict[str, str]:
+        user = f"user-{uuid.uuid4().hex[:8]}"
+        iam.create_user(UserName=user)
+        document = json.dumps({"Version": "2012-10-17", "Statement": policy or (NOTHING,)})
+        iam.put_user_policy(UserName=user, PolicyName="all", PolicyDocument=document)
+        made = iam.create_access_key(UserName=user)["AccessKey"]
+        return {"AWS_ACCESS_KEY_ID": made["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": made["SecretAccessKey"]}
+
+    yield make
+    looks_at_keys(s3_server, False)
+
+
+def looks_at_keys(server: str, does: bool) -> None:
+    body = b"0" if does else b"1000000000"
+    httpx.post(f"{server}/moto-api/reset-auth", content=body, headers={"content-type": "application/octet-stream"})
+
+
+NOTHING = {"Effect": "Deny", "Action": "s3:*", "Resource": "*"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "step", "remedy"),
+    [
+        ("unknown key", "list", "AWS_ACCESS_KEY_ID is unknown there"),
+        ("wrong secret", "list", "AWS_SECRET_ACCESS_KEY does not belong"),
+        ("no right", "list", "the role's policy must allow it"),
+        ("read only", "write", "the role's policy must allow it"),
+        ("no such bucket", "list", "speechgpt cluster account --bucket no-such-bucket"),
+    ],
+)
+def test_keys_that_are_refused(keys, s3_bucket, s3_server, monkeypatch, wrong, step, remedy) -> None:
+    given = keys(*{"read only": [READ_ONLY], "no right": []}.get(wrong, [{**READ_ONLY, "Action": "s3:*"}]))
+    if wrong == "unknown key":
+        given["AWS_ACCESS_KEY_ID"] = "AKIAIOSFODNN7EXAMPLE"
+    if wrong == "wrong secret":
+        given["AWS_SECRET_ACCESS_KEY"] = "x" * 40
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    # It keeps the keys that it found first.
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
+    looks_at_keys(s3_server, True)
+    [finding] = examine_bucket(f"s3://{'no-such-bucket' if wrong == 'no such bucket' else s3_bucket}/run")
+    assert finding.grade == "missing" and f"cannot {step}: " in finding.found
+    assert remedy in finding.remedy
 
 
 def test_an_s3_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from speechgpt.runtime import tracking as module
 from speechgpt.runtime.config import TrackingSection
 from speechgpt.runtime.tracking import DIGEST, Tracking, TrackingError, resolve, revision, without_password
 from speechgpt.runtime.workspace import Workspace
@@ -204,3 +205,23 @@ def test_what_the_machine_does_is_logged_while_a_block_lasts(tracking: Tracking)
 
 def _system_metrics(tracking: Tracking, run_id: str) -> list[str]:
     return [name for name in MlflowClient(tracking.uri).get_run(run_id).data.metrics if name.startswith("system/")]
+
+
+def test_artifacts_pass_through_the_server_unless_somebody_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients of a server in front of S3 would be sent to S3 by a name that only the server knows."""
+    from mlflow.environment_variables import MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD as DOWNLOAD
+    from mlflow.environment_variables import MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD as UPLOAD
+
+    for variable in (DOWNLOAD, UPLOAD):
+        monkeypatch.setenv(variable.name, "")
+        monkeypatch.delenv(variable.name)
+    module._client.cache_clear()
+    module._client(f"sqlite:///{tmp_path}/store.db")
+    # MLflow asks the server only where nothing is set.
+    assert [(variable.is_set(), variable.get()) for variable in (DOWNLOAD, UPLOAD)] == [(True, False)] * 2
+    monkeypatch.setenv(DOWNLOAD.name, "true")
+    module._client.cache_clear()
+    module._client(f"sqlite:///{tmp_path}/store.db")
+    assert DOWNLOAD.get() is True

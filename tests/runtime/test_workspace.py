@@ -13,8 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from faulty_store import faulty
 
-from speechgpt.runtime import buckets
+from speechgpt.runtime import buckets, patience
 from speechgpt.runtime.buckets import BucketError
 from speechgpt.runtime.workspace import Workspace, WorkspaceError
 
@@ -217,3 +218,13 @@ def test_a_full_disk_is_an_error_and_leaves_the_old_content(tmp_path: Path, what
     assert listed == ["units/part"]
     assert workspace.read_bytes("units/part") == b"old"
     assert list((tmp_path / ".staging").iterdir()) == []
+
+
+def test_a_store_that_takes_nothing_is_an_error_in_words(s3_server, s3_bucket, monkeypatch) -> None:
+    """As keys have it that may read and not write."""
+    monkeypatch.setattr(patience, "_PAUSES", (0.0,))
+    refused = lambda method, path: (403, "AccessDenied") if method == "PUT" else None  # noqa: E731
+    with faulty(s3_server, refused) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with pytest.raises(WorkspaceError, match=rf"s3://{s3_bucket}/run/a.json was not taken: .*ACCESS_DENIED"):
+            Workspace(f"s3://{s3_bucket}/run").write_json("a.json", {})

@@ -1,5 +1,6 @@
 """One tiny bundle, made by the real classes; its service in this process, and on one Ray Serve for all tests."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from live_service import live_service
 from starlette.testclient import TestClient
 
+from serve.bench_service import unending
 from serve.bundles import find
 from serve.gateway import create_app
 from serve.memory import OwnMemory
@@ -78,28 +80,16 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny: Recipe) -> Path:
 def endless_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Path:
     """The same, named `endless`, but its model never ends what it says: only limits do.
 
-    What closes speech is as likely as units are on average, so some unit is always likelier; the context is so long
-    that no machine fills it within the seconds a test has.
+    Its context is so long that no machine fills it within the seconds a test has.
     """
-    import torch
-    from transformers import LlamaForCausalLM
-
-    from speechgpt.language.vocabulary import Vocabulary
-
-    parts = tmp_path_factory.mktemp("endless-parts")
-    shutil.copytree(tiny_bundle / "language", parts / "language")
-    vocabulary = Vocabulary.load(parts / "language")
-    model = LlamaForCausalLM.from_pretrained(parts / "language")
-    model.config.tie_word_embeddings, model.config.max_position_embeddings = False, ENDLESS
-    # The input's embedding is the same tensor.
-    output = torch.nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=False)
-    units = slice(vocabulary.first_unit, vocabulary.first_unit + vocabulary.unit_count)
-    output[vocabulary.eosp] = output[units].mean(0)
-    model.lm_head.weight = output
-    model.save_pretrained(parts / "language")
+    language = tmp_path_factory.mktemp("endless-parts") / "language"
+    shutil.copytree(tiny_bundle / "language", language)
+    unending(language)
+    settings = json.loads((language / "config.json").read_text())
+    (language / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": ENDLESS}))
     directory = tmp_path_factory.mktemp("bundles") / "endless"
     directory.mkdir()
-    named = {name: tiny_bundle / name for name in ("encoder", "vocoder")} | {"language": parts / "language"}
+    named = {name: tiny_bundle / name for name in ("encoder", "vocoder")} | {"language": language}
     bundle.write(directory, named, {"units": CLUSTERS}, {"recipe": "tiny"})
     return directory
 

@@ -4,12 +4,16 @@ import asyncio
 import base64
 import json
 import logging
+import threading
 import time
 import zlib
 from pathlib import Path
 
+import aiohttp
 import pytest
+import uvicorn
 from own_limits import OwnLimits
+from ray.exceptions import TaskCancelledError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -329,6 +333,24 @@ def test_the_edge_words_the_proxys_own_errors(edge: TestClient, status: int, tol
     assert (reply.headers.get("retry-after") == "3") == (status == 429)
 
 
+def test_a_client_that_has_gone_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """Ray's proxy raises its own error in whoever reads on from it."""
+    sent: list[Message] = []
+
+    async def gone(scope: Scope, receive: Receive, send: Send) -> None:
+        raise TaskCancelledError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    asyncio.run(Guard(gone, bundle=lambda: "digest", deadline_seconds=1)(scope, receive, send))
+    assert sent == [] and "request failed" not in caplog.text
+
+
 def test_the_edge_takes_no_more_than_a_body_may_have() -> None:
     """Row 2: before anything is held; whatever the gateway behind it does."""
     taken: list[int] = []
@@ -339,25 +361,61 @@ def test_the_edge_takes_no_more_than_a_body_may_have() -> None:
             if not message.get("more_body"):
                 break
 
-    def status(headers: list[tuple[bytes, bytes]], chunks: int) -> int:
+    def status(headers: list[tuple[bytes, bytes]]) -> int:
         sent: list[Message] = []
+        read_on = 0
 
         async def receive() -> Message:
+            nonlocal read_on
             # Without end, as whoever wants to fill a memory sends.
-            return {"type": "http.request", "body": b"x" * 100, "more_body": True} if chunks else {}
+            read_on += 100 if sent else 0
+            return {"type": "http.request", "body": b"x" * 100, "more_body": True}
 
         async def send(message: Message) -> None:
             sent.append(message)
 
         scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
         asyncio.run(Edge(hungry, max_bytes=1000)(scope, receive, send))
-        assert json.loads(sent[1]["body"])["error"]["code"] == "request_too_large" and len(sent) == 2
-        return sent[0]["status"]
+        start, refusal, end = sent
+        assert json.loads(refusal["body"])["error"]["code"] == "request_too_large" and refusal["more_body"]
+        assert end == {"type": "http.response.body", "body": b""} and 0 < read_on < 17 << 20
+        return start["status"]
 
-    assert (status([(b"transfer-encoding", b"chunked")], 50), sum(taken)) == (413, 1000)
+    assert (status([(b"transfer-encoding", b"chunked")]), sum(taken)) == (413, 1000)
     taken.clear()
     for length in (b"1001", b"-1", b"99999999999999999999"):
-        assert (status([(b"content-length", length)], 0), taken) == (413, [])
+        assert (status([(b"content-length", length)]), taken) == (413, [])
+
+
+def test_a_client_that_sends_too_much_is_told_so() -> None:
+    """By a real server: one that closes on what it has not read leaves most clients with a broken connection."""
+    config = uvicorn.Config(Edge(_never, max_bytes=1000), port=0, log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+
+        async def post() -> list[int]:
+            statuses = []
+            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as client:
+                for _ in range(40):
+                    form = aiohttp.FormData()
+                    form.add_field("file", bytes(3_000_000), filename="a.wav")
+                    async with client.post(f"http://127.0.0.1:{port}/", data=form) as reply:
+                        statuses.append(reply.status)
+            return statuses
+
+        assert asyncio.run(post()) == [413] * 40
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+async def _never(scope: Scope, receive: Receive, send: Send) -> None:
+    raise AssertionError("nothing reaches the gateway")
 
 
 def a_session(app: object) -> TestClient:

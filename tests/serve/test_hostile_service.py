@@ -136,14 +136,18 @@ def test_the_deadline_stops_the_work(endless: LiveService) -> None:
 def test_a_full_queue_refuses_at_once(endless: LiveService) -> None:
     """Row 6: every place and every place in the queue is held; the next is told so, and let in once one is free."""
     host, port = endless.url.removeprefix("http://").split(":")
-    held = []
-    for _ in range(PLACES + QUEUE):
-        connection = socket.create_connection((host, int(port)))
-        connection.sendall(as_json(CHAT, spoken(stream=True)))
-        held.append(connection)
+    [vocoder], [language] = endless.replicas("Vocoder"), endless.replicas("LanguageModel")
+    held: list[socket.socket] = []
+
+    def in_place() -> bool:
+        return vocoder.ongoing() == len(held) and language.ongoing() == min(len(held), PLACES)
+
     try:
-        [vocoder] = endless.replicas("Vocoder")
-        assert until(lambda: vocoder.ongoing() == PLACES + QUEUE, DEADLINE, 0.05), vocoder.ongoing()
+        # One after the other: of those who come together, some are refused before others have left the queue.
+        while len(held) < PLACES + QUEUE:
+            held.append(socket.create_connection((host, int(port))))
+            held[-1].sendall(as_json(CHAT, spoken(stream=True)))
+            assert until(in_place, DEADLINE, 0.02), (vocoder.ongoing(), language.ongoing())
         began = time.monotonic()
         replies = [httpx.post(endless.url + CHAT, json=spoken(stream=True), timeout=DEADLINE) for _ in range(8)]
         taken = (time.monotonic() - began) / 8

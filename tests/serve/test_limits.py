@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.keys import Allowance
-from serve.limits import ACTOR, DAY, NAMESPACE, Lease, Limits, Refusal, SharedLimits
+from serve.limits import ACTOR, DAY, Lease, Limits, Refusal, SharedLimits
+from serve.shared import NAMESPACE
 
 NOON = 20_000 * DAY + DAY / 2
 

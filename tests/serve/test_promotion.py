@@ -21,7 +21,7 @@ class Killed(BaseException):
 
 
 def route(digest: str) -> Route:
-    return Route(application=f"bundle-{digest}", digest=digest, created=1)
+    return Route(application=f"bundle-{digest}", digest=digest, created=1, adapters=[])
 
 
 OLD, NEW, THIRD = route("aaaaaaaaaaaa"), route("bbbbbbbbbbbb"), route("cccccccccccc")
@@ -132,6 +132,14 @@ def test_a_good_bundle_takes_all_by_and_by() -> None:
     assert shares == [0.25, 1.0]
     assert told.new.answered >= TERMS.requests and told.old.answered > told.new.answered
     assert not world.sessions, "what began on the old one was finished"
+
+
+def test_one_without_an_adapter_that_clients_ask_for_is_not_tried() -> None:
+    world = World()
+    world.at = settled("tiny", {**OLD, "adapters": ["pirate", "polite"]})
+    with pytest.raises(PromotionError, match="lacks adapters that clients ask .* for: pirate"):
+        promotion(world).perform({**NEW, "adapters": ["polite"]})
+    assert NEW["application"] not in world.apps and world.at["serving"]["digest"] == OLD["digest"]
 
 
 @pytest.mark.parametrize(

@@ -138,18 +138,21 @@ def test_two_sessions_hear_only_their_own(service_url: str) -> None:
         transcribed: Any = {"input": {"transcription": {"model": "tiny"}, "turn_detection": None}}
         transcripts = []
         async with session(service_url, audio=transcribed) as connection:
-            for _ in range(2):
-                await speak(connection, voice(1.2, glide))
+            # Untrained weights answer some questions without a sound.
+            for number in range(12):
+                await speak(connection, voice(1.2, glide + 7 * number))
                 await connection.input_audio_buffer.commit()
                 await connection.response.create()
                 events = await until(connection, "response.done")
                 mine = {e.item_id for e in events if e.type == "input_audio_buffer.committed"}
                 assert len(mine) == 1
                 [created] = [e for e in events if e.type == "response.created"]
-                assert {e.response_id for e in events if e.type == "response.output_audio.delta"} == {
-                    created.response.id
-                }
+                assert {named for e in events if (named := getattr(e, "response_id", None))} == {created.response.id}
+                if not any(e.type == "response.output_audio.delta" for e in events):
+                    continue
                 transcripts.append(created.response.id or "")
+                if len(transcripts) == 2:
+                    break
         return transcripts
 
     async def both() -> None:

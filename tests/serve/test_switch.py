@@ -18,7 +18,7 @@ from serve.tally import STREAMED, WHOLE, Figures, Tallied, Tally
 from serve.visits import Visit
 from serve.voice import Sound
 
-OLD, NEW = (Route(application=f"bundle-{digest}", digest=digest, created=1) for digest in ("old", "new"))
+OLD, NEW = (Route(application=f"bundle-{digest}", digest=digest, created=1, adapters=[]) for digest in ("old", "new"))
 
 
 def trial(share: float) -> Target:

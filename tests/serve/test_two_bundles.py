@@ -45,7 +45,7 @@ def gateway(tiny_bundle: Path, poisoned: Path, tiny: Recipe) -> tuple[TestClient
 
 
 def target(old: Source, new: Source, share: float) -> Target:
-    routes = [Route(application="", digest=source.digest, created=1) for source in (old, new)]
+    routes = [Route(application="", digest=source.digest, created=1, adapters=[]) for source in (old, new)]
     return Target(name="tiny", serving=routes[0], canary=routes[1], share=share, watch="")
 
 
@@ -92,7 +92,7 @@ def test_failures_count_whatever_the_status_says(gateway: tuple, path: str, body
     assert reply.headers["x-speechgpt-bundle"] == new.digest
     figures = tally.of(new.digest)
     assert (figures.answered, figures.failed, figures.ongoing) == (1, 1, 0)
-    switch.turn(settled("tiny", Route(application="", digest=old.digest, created=1)))
+    switch.turn(settled("tiny", Route(application="", digest=old.digest, created=1, adapters=[])))
     assert http.post(path, json=body).headers["x-speechgpt-bundle"] == old.digest
     assert (tally.of(old.digest).answered, tally.of(old.digest).failed) == (1, 0)
 

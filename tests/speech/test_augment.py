@@ -1,6 +1,6 @@
 import numpy as np
 
-from speechgpt.speech.augment import augment, disguised, recorded, resampled, shifted
+from speechgpt.speech.augment import augment, begun_anywhere, disguised, recorded, resampled, shifted
 from speechgpt.speech.hubert import frame_count
 
 
@@ -23,6 +23,24 @@ def test_targets_move_with_the_sound() -> None:
     for factor in (0.85, 1.0, 1.18):
         changed, kept = resampled(wave, targets, factor)
         assert abs(np.abs(changed).argmax() / 320 - kept.argmax()) <= 1.5
+
+
+def test_a_clip_that_begins_in_the_middle_keeps_the_nearest_targets() -> None:
+    draw = np.random.default_rng(0)
+    wave = np.arange(24_000, dtype=np.float32)
+    targets = np.arange(frame_count(len(wave)))
+    begins = set()
+    for _ in range(200):
+        changed, kept = begun_anywhere(wave, targets, draw)
+        assert np.array_equal(changed, wave[-len(changed) :])
+        assert len(kept) == frame_count(len(changed))
+        # The old frame began at 320 times its number.
+        moved = np.abs(kept * 320 - changed[np.arange(len(kept)) * 320])
+        assert moved[:-1].max() <= 160 and moved[-1] <= 320
+        begins.add(changed[0] % 320)
+    assert len(begins) > 100
+    short = np.zeros(500, np.float32)
+    assert len(begun_anywhere(short, np.zeros(1), draw)[0]) == 500
 
 
 def test_a_recording_keeps_what_is_said_between_pauses_and_is_never_digital_silence() -> None:

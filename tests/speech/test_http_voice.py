@@ -1,10 +1,6 @@
 """A voice behind HTTP, against a real server that is busy, wrong or gone."""
 
 import io
-import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
@@ -15,54 +11,12 @@ from pydantic import ValidationError
 from speechgpt.speech.config import SpeechServiceSection, VoiceSection
 from speechgpt.speech.voices import Voice, VoiceError
 
-Answer = tuple[int, dict[str, str], bytes]
-
 
 def wav(seconds: float = 0.5, rate: int = 24_000, channels: int = 2) -> bytes:
     wave = np.sin(np.arange(int(seconds * rate)) * 0.1)
     buffer = io.BytesIO()
     soundfile.write(buffer, np.stack([wave] * channels, axis=1), rate, format="WAV")
     return buffer.getvalue()
-
-
-class Service:
-    """Gives the answers it was told to, one a request, the last for ever; keeps what it was asked."""
-
-    def __init__(self, port: int, asked: list[dict[str, Any]], answers: list[Answer]) -> None:
-        self.url, self.asked, self.answers = f"http://127.0.0.1:{port}/v1", asked, answers
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Service]]:
-    servers = []
-
-    def start(*answers: Answer) -> Service:
-        asked: list[dict[str, Any]] = []
-        left = list(answers)
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                asked.append({"path": self.path, "key": self.headers.get("authorization"), **body})
-                status, headers, content = left.pop(0) if len(left) > 1 else left[0]
-                self.send_response(status)
-                for name, value in {**headers, "content-length": str(len(content))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return Service(server.server_port, asked, left)
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def voice(url: str, **service: Any) -> Voice:

@@ -3,29 +3,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_models import HUBERT, HUBERT_LAYOUTS
 from transformers import HubertModel
 
 from speechgpt.speech import hubert, split_products
 from speechgpt.speech.codebook import Codebook
 from speechgpt.speech.encoder import SpeechEncoder, batches_by_length
 
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "conv_dim": (16,) * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
-LAYOUTS = {
-    "base": {"feat_extract_norm": "group", "do_stable_layer_norm": False},
-    "large": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},
-}
-
 
 def model(layout: str) -> HubertModel:
-    made = hubert.scratch({**SMALL, **LAYOUTS[layout]}, seed=0)
+    made = hubert.scratch({**HUBERT, **HUBERT_LAYOUTS[layout]}, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # random initialisation alone is too small to tell much
         for parameter in made.parameters():
@@ -38,7 +25,7 @@ def clips() -> list[np.ndarray]:
     return [draw.normal(size=n).astype(np.float32) for n in (16_000, 9_000, 400, 31_234, 9_001)]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", HUBERT_LAYOUTS)
 @pytest.mark.parametrize("layer", [1, 2, -1])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_clip_alone_equals_transformers(layout: str, layer: int, frozen: bool) -> None:
@@ -57,7 +44,7 @@ def test_a_clip_alone_equals_transformers(layout: str, layer: int, frozen: bool)
         torch.testing.assert_close(ours([wave])[0], captured[0][0], atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", HUBERT_LAYOUTS)
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_padded_batch_equals_the_clips_alone(layout: str, normalize: bool, frozen: bool) -> None:
@@ -93,7 +80,7 @@ def test_saving_keeps_layer_and_normalisation(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(clips())[0], before)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", HUBERT_LAYOUTS)
 def test_bfloat16_is_asked_for_and_gives_nearly_the_same(tmp_path: Path, layout: str) -> None:
     hubert.save(model(layout), tmp_path, layer=2, normalize=False)
     exact, rough = hubert.HubertFeatures.load(tmp_path), hubert.HubertFeatures.load(tmp_path, "bfloat16")
@@ -116,7 +103,7 @@ def test_bfloat16_is_asked_for_and_gives_nearly_the_same(tmp_path: Path, layout:
 
 
 @pytest.mark.skipif(not split_products.available(), reason="no AMX or no oneMKL here")
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", HUBERT_LAYOUTS)
 def test_bfloat16x3_is_float32_by_another_way(tmp_path: Path, layout: str) -> None:
     hubert.save(model(layout), tmp_path, layer=2, normalize=False)
     exact, split = hubert.HubertFeatures.load(tmp_path), hubert.HubertFeatures.load(tmp_path, "bfloat16x3")
@@ -155,7 +142,7 @@ def test_a_layer_that_is_not_there_is_refused() -> None:
 
 def test_frames_of_another_length_are_refused() -> None:
     with pytest.raises(ValueError, match="hop of 160"):
-        hubert.scratch({**SMALL, "conv_stride": (5, 2, 2, 2, 2, 2, 1)}, seed=0)
+        hubert.scratch({**HUBERT, "conv_stride": (5, 2, 2, 2, 2, 2, 1)}, seed=0)
 
 
 def test_the_published_frame_count() -> None:

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from speechgpt.speech.audio import FRAME
 from speechgpt.speech.config import GeneratorSection
 from speechgpt.speech.frozen_hifigan import FrozenConvolution
-from speechgpt.speech.streaming import VocoderStream, look_ahead, stream
+from speechgpt.speech.generators import IstftGenerator
+from speechgpt.speech.streaming import VocoderStream, stream
 from speechgpt.speech.vocoder import Vocoder, VocoderError
 
 SMALL = {"embedding_dim": 16, "upsample_initial_channel": 32, "istft_channels": 32, "istft_blocks": (2, 2)}
@@ -18,6 +20,7 @@ SECTIONS = {
     "hifigan, speakers": GeneratorSection(**SMALL, model_in_dim=32, speakers=3),
     "hifigan, no durations": GeneratorSection(**SMALL, model_in_dim=16, durations=False),
     "istft": GeneratorSection(**SMALL, model_in_dim=16, head="istft"),
+    "istft, running": GeneratorSection(**SMALL, model_in_dim=16, head="istft", rounding="running"),
     "istft, speakers": GeneratorSection(**SMALL, model_in_dim=32, speakers=3, head="istft"),
 }
 UNITS = 50
@@ -117,6 +120,35 @@ def numbers(thing: object, seen: set[int] | None = None) -> int:
     if isinstance(thing, list | tuple):
         return sum(numbers(each, seen) for each in thing)
     return sum(numbers(each, seen) for each in vars(thing).values()) if hasattr(thing, "__dict__") else 0
+
+
+def look_ahead(section: GeneratorSection) -> int:
+    """Frames after its own that a frame's sound depends on, and as many before: 21 for the published CodeHiFiGAN."""
+    return _hifigan_reach(section) if section.head == "hifigan" else _istft_reach(section)
+
+
+def _hifigan_reach(section: GeneratorSection) -> int:
+    """From the last sample of frame 0 back through the layers, to the last frame that it was made of."""
+    block = max(
+        sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations)
+        for kernel, dilations in zip(section.resblock_kernel_sizes, section.resblock_dilation_sizes, strict=True)
+    )
+    at = FRAME - 1 + 3
+    for rate, kernel in zip(reversed(section.upsample_rates), reversed(section.upsample_kernel_sizes), strict=True):
+        # A transposed convolution puts input i at the samples i · rate - padding … + kernel - 1.
+        at = (at + block + (kernel - rate) // 2) // rate
+    return at + 3
+
+
+def _istft_reach(section: GeneratorSection) -> int:
+    up, hop, window = IstftGenerator.UP, IstftGenerator.HOP, IstftGenerator.WINDOW
+    margin = (window - hop) // 2
+    last_window = (FRAME - 1 + margin) // hop
+    shaped_by = (last_window + section.istft_blocks[1] * 3) // up
+    # The sound in a window lies between the pitches of two frames.
+    pulses_by = math.floor((last_window * hop + window - margin - 1 - FRAME / 2) / FRAME) + 1
+    slow = 3 + section.istft_blocks[0] * (section.istft_kernel // 2)
+    return max(shaped_by, pulses_by) + 4 + slow
 
 
 @pytest.mark.parametrize("name", ["hifigan", "istft"])

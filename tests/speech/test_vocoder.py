@@ -8,7 +8,7 @@ import torch
 from speechgpt.speech.config import GeneratorSection
 from speechgpt.speech.frozen_hifigan import multiplies_bfloat16
 from speechgpt.speech.units import merge
-from speechgpt.speech.vocoder import UnitVocoder, Vocoder, VocoderError
+from speechgpt.speech.vocoder import Rounding, UnitVocoder, Vocoder, VocoderError
 
 SMALL = {"embedding_dim": 16, "upsample_initial_channel": 64, "istft_channels": 32, "istft_blocks": (2, 2)}
 SECTIONS = {
@@ -183,3 +183,23 @@ def test_weights_that_change_are_heard(random_vocoder: Make) -> None:
             for parameter in made.model.generator.parameters():
                 parameter.mul_(0.9)
         assert np.abs(made.synthesize([[1, 2, 3]], durations=[[4, 4, 4]])[0] - before).max() > 1e-3
+
+
+def test_running_durations_keep_the_pace_and_come_in_pieces_as_at_once():
+    draw = np.random.default_rng(0)
+    for _ in range(50):
+        lengths = torch.from_numpy(draw.gamma(1.5, 1.2, int(draw.integers(1, 80))))
+        predicted = torch.log(lengths + 1)
+        frames = Rounding(running=True).push(predicted)
+        assert frames.dtype == torch.int64 and len(frames) == len(lengths) and frames.min() >= 1
+        ends, exact = frames.cumsum(0), lengths.cumsum(0)
+        # Behind only where units of less than a frame had to get one; otherwise within half a frame.
+        assert ((ends - exact) >= -0.5 - 1e-9).all()
+        free = ends - torch.cat([ends.new_zeros(1), ends[:-1]]) > 1
+        assert ((ends - exact)[free] <= 0.5 + 1e-9).all()
+        pieces, whole = Rounding(running=True), []
+        for piece in predicted.split(int(draw.integers(1, 9))):
+            whole.append(pieces.push(piece))
+        assert torch.equal(torch.cat(whole), frames)
+    each = Rounding(running=False).push(torch.log(torch.tensor([0.2, 1.4, 1.6, 3.5]) + 1))
+    assert each.tolist() == [1, 1, 2, 4]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import tiny_llama
+from transformers import LlamaForCausalLM
 
 # Before DeepSpeed is imported, which otherwise looks for accelerators.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -40,25 +40,10 @@ def stage(**changes) -> StageSection:
     return StageSection(**{**settings, "log_every": 2, "checkpoint_every": 3, **changes})
 
 
-def tiny_model(tied: bool = True) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    architecture = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=tied,
-    )
-    return LlamaForCausalLM(architecture)
-
-
 @pytest.fixture
 def fresh_model() -> LlamaForCausalLM:
     """What `trained` starts from."""
-    return tiny_model()
+    return tiny_llama()
 
 
 class Directories:
@@ -96,7 +81,7 @@ def trained(block_file: Path, tmp_path: Path) -> Callable:
         store = Directories(tmp_path / root)
         store.root.mkdir(exist_ok=True)
         engine.join(section)
-        model = tiny_model()
+        model = tiny_llama()
         if settings.lora:
             model = add_lora(model, settings.lora, "crossmodal", seed=1)
         configuration = engine.configuration(section, settings, workers=1)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechgpt.speech import hubert
+from speechgpt.speech import codebook, hubert
 from speechgpt.speech.config import EncoderTrainingSection
 from speechgpt.training.distillation import Clip, Student, batch_plan, distil, frame_accuracy
 
@@ -51,6 +51,24 @@ def test_the_student_learns_what_the_teacher_hears(precision: Literal["fp32", "b
     assert frame_accuracy(student, heard, True) > max(0.8, before)
 
 
+def test_k_means_finds_the_units_again_in_what_the_student_hears() -> None:
+    section = EncoderTrainingSection(steps=60, batch_seconds=6.4, learning_rate=3e-3, augment=0.0)
+    features = hubert.HubertFeatures(hubert.scratch(ARCHITECTURE, 0), -1, True)
+    student = Student(features, 3)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
+    heard = clips()
+    batches = batch_plan([len(c.wave) / 16_000 for c in heard], section, 1, 0)
+    for _ in distil(student, optimizer, heard.__getitem__, batches, section, seed=0, normalize=True):
+        pass
+    student.eval()
+    frames = torch.cat([features([clip.wave])[0] for clip in heard])
+    units = np.concatenate([clip.targets for clip in heard])
+    book, _ = codebook.fit(frames.numpy(), 3, seed=0)
+    clusters = book.assign(frames).numpy()
+    most_common = sum(np.bincount(units[clusters == cluster]).max() for cluster in range(3))
+    assert most_common / len(units) > 0.8
+
+
 def test_the_plan_visits_every_clip_once_an_epoch_in_an_order_of_the_seed() -> None:
     section = EncoderTrainingSection(batch_seconds=4.0)
     seconds = np.random.default_rng(0).uniform(0.5, 3.0, 50).tolist()
@@ -73,7 +91,7 @@ def test_resumed_equals_unbroken() -> None:
     def fresh() -> tuple[Student, torch.optim.Optimizer]:
         student = Student(hubert.HubertFeatures(hubert.scratch(ARCHITECTURE, 0), -1, True), 3)
         torch.manual_seed(1)
-        torch.nn.init.normal_(student.head.weight)
+        torch.nn.init.normal_(student.head.points)
         return student, torch.optim.AdamW(student.parameters())
 
     def steps(student: Student, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny_models import LLAMA
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -22,20 +23,11 @@ from speechgpt.training.starting import add_lora
 BLOCK = 48
 # A row of one token, of two, one that fills its block to the last token, and blocks with more and less padding.
 LENGTHS = [[11, 1, 20], [5, 9, 2, 6], [48], [30, 18], [3]]
-SHAPE = dict(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-)
 MODELS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=False)),
-    "smollm2": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=8, tie_word_embeddings=False)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=False)),
+    "smollm2": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=True)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**LLAMA, tie_word_embeddings=True)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**LLAMA, head_dim=8, tie_word_embeddings=False)),
 }
 
 

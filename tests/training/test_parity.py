@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from tiny_models import LLAMA
 from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
@@ -29,15 +30,6 @@ BLOCK, STEPS, BLOCKS_A_STEP = 32, 30, 4
 UNITS = (44, 20)
 RATE, WARM_UP, CLIP, DECAY, BETAS = 4e-3, 3, 1.5, 0.1, (0.9, 0.98)
 PROBE = [3, 9, 50, 60, 7, 41, 12, 63]
-SHAPE = dict(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-)
 STAGE = dict(
     mixture={"text": 1},
     steps=STEPS,
@@ -81,8 +73,8 @@ def fresh(name: str) -> PreTrainedModel:
     """Random weights in the shape of LLaMA (a head of its own), SmolLM2 (LLaMA, head tied) or Qwen2 (biases, tied)."""
     torch.manual_seed(0)
     if name == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True))
-    return LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=name == "smollm2"))
+        return Qwen2ForCausalLM(Qwen2Config(**LLAMA, tie_word_embeddings=True))
+    return LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=name == "smollm2"))
 
 
 def drawn_blocks() -> list[packing.Block]:

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_models
 
-SCRIPT = Path(__file__).with_name("resized_workers.py")
+SCRIPT = Path(tiny_models.__file__).with_name("resized_workers.py")
 CASES = ["zero-0", "zero-1", "zero-2", "zero-3", "lora-2", "lora-3"]
 
 

@@ -1,19 +1,13 @@
 import pytest
 import torch
+from tiny_models import LLAMA
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
 
 from speechgpt.training import shape
 from speechgpt.training.config import LoraSection
 from speechgpt.training.starting import add_lora
 
-SMALL = dict(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-)
+SMALL = LLAMA | {"num_hidden_layers": 3}
 LORA = LoraSection(rank=2, alpha=4)
 
 

@@ -1,14 +1,16 @@
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from speechgpt.speech import pitch
 from speechgpt.speech.codebook import Codebook
-from speechgpt.speech.config import GeneratorSection, VocoderTrainingSection
+from speechgpt.speech.config import GeneratorSection, VocoderSection, VocoderTrainingSection
 from speechgpt.speech.hubert import HubertFeatures, scratch
 from speechgpt.speech.units import merge
 from speechgpt.speech.vocoder import UnitVocoder, Vocoder
 from speechgpt.training.discriminators import Discriminators
+from speechgpt.training.pacing import Pace, at_predicted_lengths, moved, moved_pitch
 from speechgpt.training.vocoding import (
     Recording,
     VocoderTrainer,
@@ -20,6 +22,7 @@ from speechgpt.training.vocoding import (
     log_mel,
     segments,
     train,
+    train_durations,
 )
 
 SMALL = {
@@ -146,6 +149,15 @@ def listener(normalize: bool = False) -> HubertFeatures:
     return HubertFeatures(scratch({**architecture, **front, **rest}, seed=0), -1, normalize)
 
 
+def test_durations_alone_are_learnt_and_nothing_else_changes() -> None:
+    begun = trainer(1, duration_steps=150)
+    before = {name: weight.clone() for name, weight in begun.vocoder.state_dict().items()}
+    losses = list(train_durations(begun, recordings().__getitem__, 6, seed=0))
+    assert len(losses) == 150 and np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
+    changed = {name for name, weight in begun.vocoder.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed and all(name.startswith("dur_predictor.") for name in changed)
+
+
 def test_likeness_is_zero_for_the_clips_themselves_whatever_lies_behind_their_ends() -> None:
     chosen = recordings()[:2]
     batch = collate([chosen[0], cut(chosen[1], 12, 0.0, np.random.default_rng(0))])
@@ -174,3 +186,53 @@ def test_likeness_comes_by_training_for_it_and_leaves_the_encoder_as_it_was() ->
         assert all(torch.equal(p, before[name]) for name, p in encoder.model.named_parameters())
         assert not any("encoder" in name for name in begun.state()["model"])
     assert reached[45.0] < 0.9 * reached[0.0]
+
+
+def test_a_pace_moves_spectra_with_their_units() -> None:
+    """Of clips made at other lengths, each unit's spectrum is found where the unit now is."""
+    own, other = np.array([8, 2, 2, 3]), np.array([2, 3, 7, 3])
+    pitches = np.array([250.0, 1000.0, 500.0, 2000.0])
+
+    def tones(durations: np.ndarray) -> torch.Tensor:
+        phase = np.cumsum(np.repeat(pitches, durations * 320)) / 16_000
+        return torch.from_numpy(np.sin(2 * np.pi * phase).astype(np.float32))[None]
+
+    codes = torch.from_numpy(np.repeat([0, 1, 0, 2], other))[None]
+    pace = Pace(codes, torch.tensor([15]), (np.r_[0.0, other.cumsum()],), (np.r_[0.0, own.cumsum()],))
+    found = moved(log_mel(tones(own), 512, 128, 40), 128, pace).argmax(1)[0]
+    wanted = log_mel(tones(other), 512, 128, 40).argmax(1)[0]
+    assert found.shape == wanted.shape and (found == wanted).float().mean() > 0.85
+    assert (log_mel(tones(own), 512, 128, 40).argmax(1)[0] == wanted).float().mean() < 0.7
+    same = Pace(codes, pace.lengths, pace.own_ends, pace.own_ends)
+    spectra = log_mel(tones(own), 512, 128, 40)
+    torch.testing.assert_close(moved(spectra, 128, same), spectra)
+    hertz = torch.from_numpy(np.repeat(pitches, own).astype(np.float32))[None]
+    assert moved_pitch(hertz, pace)[0].tolist() == np.repeat(pitches, other).tolist()
+    assert pace.own_places(np.array([15.0, 18.0])).tolist() == [[15.0, 18.0]], "behind the end, as far behind it"
+
+
+def test_predicted_paces_keep_units_their_order_and_about_the_length() -> None:
+    made = trainer(60, adversarial_from=60)
+    list(train(made, recordings().__getitem__, 6, seed=0))
+    batch = collate([recordings()[0], cut(recordings()[1], 12, 0.0, np.random.default_rng(0))])
+    codes = CODEBOOK.assign(batch.features)
+    pace = at_predicted_lengths(made.vocoder, made.table(CODEBOOK).detach(), codes, batch.lengths)
+    assert made.vocoder.dur_predictor is not None and made.vocoder.dur_predictor.training
+    for row, n, again, m, ends in zip(codes, batch.lengths, pace.codes, pace.lengths, pace.ends, strict=True):
+        spoken, before = merge(again[:m].numpy()), merge(row[:n].numpy())
+        assert spoken.units.tolist() == before.units.tolist()
+        assert np.r_[0, spoken.durations.cumsum()].tolist() == ends.tolist()
+        assert abs(int(m) - int(n)) <= 2
+    assert pace.mask.sum(2).flatten().tolist() == pace.lengths.tolist()
+
+
+def test_a_paced_training_learns_the_spectra_too() -> None:
+    begun = trainer(80, adversarial_from=60, paced=1.0)
+    losses = list(train(begun, recordings().__getitem__, 6, seed=0))
+    assert np.mean([x["mel"] for x in losses[-5:]]) < 0.8 * np.mean([x["mel"] for x in losses[:5]])
+    assert losses[-1]["features"] == 0
+
+
+def test_a_vocoder_without_durations_has_no_pace() -> None:
+    with pytest.raises(ValidationError, match="training.paced: units are made at predicted lengths"):
+        VocoderSection(generator=GeneratorSection(durations=False), training=VocoderTrainingSection(paced=0.5))

@@ -1,11 +1,11 @@
 """Recipe sections of the evaluation room."""
 
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
 from speechgpt.section import Section
+from speechgpt.speech.config import HttpServiceSection
 
 Form = Literal["s2s", "s2t", "t2s", "t2t"]
 """Speech or text in, speech or text out."""
@@ -30,30 +30,14 @@ class EvaluationSection(Section):
     """Also measure the model of each training stage, to show where it started."""
 
 
-class JudgeSection(Section):
-    """A language model that gives answers their scores, by OpenAI's route `POST BASE_URL/chat/completions`."""
+class JudgeSection(HttpServiceSection):
+    """A language model that gives answers their scores, by `POST URL/chat/completions`."""
 
-    base_url: str = Field(pattern=r"^https?://")
-    """Up to the version: `https://host/v1`."""
     model: str = Field(min_length=1)
-    key_env: str = Field("OPENAI_API_KEY", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
-    """Environment variable that holds the key; empty for a service that wants none."""
-    timeout_seconds: float = Field(60, gt=0)
-    retries: int = Field(6, ge=0)
-    """Further attempts when it is busy (408, 409, 425, 429, 5xx) or cannot be reached, later each time."""
     together: int = Field(8, ge=1)
     """Answers that it is asked about at a time."""
     shows_right_answer: bool = True
     """Whether it sees the right answer, where one is known. The paper's judge saw the question and the answer alone."""
-
-    @field_validator("base_url")
-    @classmethod
-    def _no_secret(cls, url: str) -> str:
-        # A recipe is copied beside everything it makes.
-        parts = urlsplit(url)
-        if parts.password or parts.username or parts.query:
-            raise ValueError("base_url: no name, password or query: a key is given in the variable that key_env names")
-        return url
 
 
 class InstructionFollowingSection(Section):

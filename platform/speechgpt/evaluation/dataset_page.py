@@ -1,17 +1,15 @@
 """The page of a data set of instruction rows: one HTML file that needs nothing else, with counts, plots and sound."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any, Literal
 
 import numpy as np
 
 from speechgpt.evaluation import plots
+from speechgpt.evaluation.pages import render_page
 from speechgpt.language.prompts import Exchange, descriptions
 from speechgpt.language.row_filter import is_personal, matches
-from speechgpt.speech import audio
 
 _MEANINGS = {
     "units": "speech alone: stage 1 continues it",
@@ -75,19 +73,12 @@ def may_be_shown(exchanges: Sequence[Exchange]) -> bool:
 
 
 def render(facts: DatasetFacts, examples: Sequence[Example]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"sound": _sound, "count": _count, "brief": _brief}
-    template = environment.from_string(
-        resources.files(__package__).joinpath("templates", "dataset.html.j2").read_text("utf-8")
-    )
     used = facts.unit_counts[facts.unit_counts > 0]
     with_units = {kind: values for kind, values in _in_order(facts.row_units).items() if values.any()}
     with_words = {kind: values for kind, values in _in_order(facts.row_words).items() if values.any()}
-    return template.render(
+    return render_page(
+        "dataset",
+        {"count": _count, "brief": _brief},
         facts=facts,
         rows=_in_order(facts.report["rows"]),
         refused=sorted(facts.report["refused"].items(), key=lambda item: -item[1]),
@@ -141,8 +132,3 @@ def _count(number: int) -> str:
 def _brief(units: Sequence[int]) -> str:
     """The first units of a sequence, as they are written."""
     return "".join(f"<{unit}>" for unit in units[:6]) + ("…" if len(units) > 6 else "")
-
-
-def _sound(data: bytes) -> str:
-    """A data URI that every browser plays."""
-    return "data:audio/mpeg;base64," + base64.b64encode(audio.encode(audio.decode(data), "mp3")).decode()

@@ -1,14 +1,12 @@
 """The page of the paper's evaluation: one HTML file that needs nothing else, with tables, plots and sound."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from speechgpt.evaluation import plots
 from speechgpt.evaluation.instruction_following import MODEL, Row
-from speechgpt.speech import audio
+from speechgpt.evaluation.pages import render_page
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,21 +31,14 @@ class Sample:
 
 def render(figures: Mapping[str, Any], samples: Sequence[Sample], title: str) -> str:
     """The page of `reports/instruction_following.json`."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"figure": _figure, "interval": _interval, "sound": _sound}
-    template = environment.from_string(
-        resources.files(__package__).joinpath("templates", "instruction_following.html.j2").read_text("utf-8")
-    )
     scores = {
         f"{form}, {name}": counted["score"]
         for form, systems in figures["forms"].items()
         for name, counted in systems.items()
     }
-    return template.render(
+    return render_page(
+        "instruction_following",
+        {"figure": _figure, "interval": _interval},
         title=title,
         figures=figures,
         model=MODEL,
@@ -81,8 +72,3 @@ def _figure(score: Mapping[str, Any] | None) -> str:
 
 def _interval(score: Mapping[str, Any] | None) -> str:
     return f"{score['low']:.2f} to {score['high']:.2f}, n = {score['count']}" if score else "not measured"
-
-
-def _sound(data: bytes) -> str:
-    """A data URI that every browser plays."""
-    return "data:audio/mpeg;base64," + base64.b64encode(audio.encode(audio.decode(data), "mp3")).decode()

@@ -112,17 +112,15 @@ class ChatJudge:
     """A model behind a chat route, asked at temperature 0 about several answers at a time."""
 
     def __init__(self, section: JudgeSection) -> None:
-        if section.key_env and not os.environ.get(section.key_env):
+        if section.key_variable and not os.environ.get(section.key_variable):
             raise JudgeError(
-                f"instruction_following.judge.key_env: there is no {section.key_env} in the environment; put the "
-                "judge's key there, or set key_env to '' for a service that wants none"
+                f"instruction_following.judge.key_variable: there is no {section.key_variable} in the environment; put "
+                "the judge's key there, or set key_variable to '' for a service that wants none"
             )
         self.name = section.model
         self._section = section
         self._task = _TASK.format(right=_RIGHT if section.shows_right_answer else "")
-        self._service = HttpService(
-            section.base_url, section.key_env, section.timeout_seconds, section.retries, wanted="rating"
-        )
+        self._service = HttpService(section, wanted="rating")
 
     def seen(self, item: Item) -> Item:
         right = item.right if self._section.shows_right_answer else None
@@ -158,7 +156,7 @@ class ChatJudge:
             written = answer.json()["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError):
             raise JudgeError(
-                f"instruction_following.judge: {self._section.base_url} answers, but not as a chat does: "
+                f"instruction_following.judge: {self._section.url} answers, but not as a chat does: "
                 f"{answer.headers.get('content-type', 'no content type')}, {len(answer.content)} bytes"
             ) from None
         score = read_score(written)

@@ -35,14 +35,15 @@ class Recogniser(Protocol):
         ...
 
 
-def open_recogniser(source: str, threads: int = 1) -> Recogniser | None:
+def open_recogniser(source: str, threads: int = 1, language: str = "en") -> Recogniser | None:
     """`whisper-tiny` or `whisper-base` as packaged, a CTranslate2 Whisper directory, or `none`.
 
-    Raises FileNotFoundError, naming the recipe's key, if it is none of these or its package is missing.
+    language: of what is said, by its ISO 639-1 code. Raises FileNotFoundError, naming the recipe's key, if it is none
+    of these or its package is missing, and ValueError for a language that it does not know.
     """
     if source == "none":
         return None
-    return WhisperRecogniser(find(source), name=Path(source).name, threads=threads)
+    return WhisperRecogniser(find(source), name=Path(source).name, threads=threads, language=language)
 
 
 def find(source: str) -> Path:
@@ -64,14 +65,17 @@ def find(source: str) -> Path:
 class WhisperRecogniser:
     """A CTranslate2 Whisper, greedy, in batches of clips of about equal length."""
 
-    def __init__(self, directory: Path, name: str, threads: int = 1) -> None:
+    def __init__(self, directory: Path, name: str, threads: int = 1, language: str = "en") -> None:
         from faster_whisper import WhisperModel
         from faster_whisper.tokenizer import Tokenizer
 
         self.name = name
         self._whisper = WhisperModel(str(directory), device="auto", compute_type="int8", cpu_threads=threads)
+        known = self._whisper.supported_languages
+        if language not in known:
+            raise ValueError(f"{name} does not know the language {language!r}, but {', '.join(known)}")
         self._tokenizer = Tokenizer(
-            self._whisper.hf_tokenizer, self._whisper.model.is_multilingual, task="transcribe", language="en"
+            self._whisper.hf_tokenizer, self._whisper.model.is_multilingual, task="transcribe", language=language
         )
         self._prompt = self._whisper.get_prompt(self._tokenizer, [], without_timestamps=True)
 

@@ -1,15 +1,13 @@
 """The report of an evaluation: one HTML file that needs nothing else, with tables, plots and sound."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from speechgpt.evaluation import plots
 from speechgpt.evaluation.examination import Clip
+from speechgpt.evaluation.pages import render_page
 from speechgpt.language.answers import Answer
-from speechgpt.speech import audio
 
 _HEADLINES = {
     "recognition_wer": ("Recognition WER", "the model writes down a spoken question"),
@@ -51,18 +49,11 @@ def render(
     figures: Mapping[str, Any], samples: Sequence[Sample], title: str, curves: Mapping[str, Sequence[tuple[int, float]]]
 ) -> str:
     """The page. figures: as `scoring.figures` gives them, with `stages` in `detail`; curves: {stage: (step, loss)}."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"figure": _figure, "interval": _interval, "sound": _sound}
-    template = environment.from_string(
-        resources.files(__package__).joinpath("templates", "report.html.j2").read_text("utf-8")
-    )
     detail = figures["detail"]
     categories = dict(sorted(detail["categories"].items(), key=lambda item: -(item[1] or {"value": -1})["value"]))
-    return template.render(
+    return render_page(
+        "report",
+        {"figure": _figure, "interval": _interval},
         title=title,
         figures=figures,
         detail=detail,
@@ -85,8 +76,3 @@ def _figure(score: Mapping[str, Any] | float | None) -> str:
 
 def _interval(score: Mapping[str, Any] | None) -> str:
     return f"{_figure(score['low'])} to {_figure(score['high'])}, n = {score['count']}" if score else "not measured"
-
-
-def _sound(data: bytes) -> str:
-    """A data URI that every browser plays."""
-    return "data:audio/mpeg;base64," + base64.b64encode(audio.encode(audio.decode(data), "mp3")).decode()

@@ -8,7 +8,8 @@ import json as json_module
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,8 @@ class Parts:
     codebook: Path | None = None
     adapter: Path | None = None
     layer: int | None = None
+    named: Mapping[str, Path] = field(default_factory=dict)
+    """Further adapters, by the name under which requests ask for them."""
 
 
 def main(
@@ -48,6 +51,10 @@ def main(
     merge_adapter: Annotated[
         bool, typer.Option("--merge-adapter", help="Add the adapter into the weights instead of stacking it.")
     ] = False,
+    named: Annotated[
+        list[str] | None,
+        typer.Option("--named-adapter", help="NAME=DIRECTORY: one that requests ask for as the model NAME."),
+    ] = None,
     layer: Annotated[
         int | None, typer.Option(help="Layer of a Hugging Face encoder whose output the codebook is of, 1-based.")
     ] = None,
@@ -65,7 +72,7 @@ def main(
     console = Console(stderr=True)
     if merge_adapter and adapter is None:
         raise typer.BadParameter("needs --adapter", param_hint="--merge-adapter")
-    parts = Parts(encoder, language, vocoder, codebook, adapter, layer)
+    parts = Parts(encoder, language, vocoder, codebook, adapter, layer, dict(map(_named, named or ())))
     try:
         with console.status("checking and copying the parts"):
             bundle, figures = assemble(parts, output, merge_adapter)
@@ -94,7 +101,7 @@ def assemble(parts: Parts, output: Path, merge_adapter: bool = False) -> "tuple[
     from speechgpt.speech.encoder import SpeechEncoder
     from speechgpt.speech.vocoder import Vocoder
 
-    for path in (parts.encoder, parts.language, parts.vocoder, parts.adapter):
+    for path in (parts.encoder, parts.language, parts.vocoder, parts.adapter, *parts.named.values()):
         if path is not None and not path.is_dir():
             raise ConversionError(f"{path}: no such directory")
     for name in ("config.json", "tokenizer.json"):
@@ -125,6 +132,9 @@ def assemble(parts: Parts, output: Path, merge_adapter: bool = False) -> "tuple[
                 _merge(parts.language, parts.adapter, chosen["language"])
             else:
                 chosen["adapter"] = parts.adapter
+        for name, path in parts.named.items():
+            _check_adapter(path, parts.language)
+            chosen[f"{bundle.ADAPTERS}/{name}"] = path
         units = {
             "name": encoder.name,
             "size": encoder.clusters,
@@ -134,11 +144,20 @@ def assemble(parts: Parts, output: Path, merge_adapter: bool = False) -> "tuple[
         made_of = {
             name: str(getattr(parts, name)) for name in ("encoder", "codebook", "language", "adapter", "vocoder")
         }
+        made_of |= {f"adapter {name}": str(path) for name, path in parts.named.items()}
         lineage = {"revision": revision(), "assembled_from": {k: v for k, v in made_of.items() if v != "None"}}
         with appearing(output) as draft:
             made = bundle.write(draft, chosen, units, lineage)
     adapted = "none" if parts.adapter is None else "merged" if merge_adapter else "stacked"
-    return made, {"units": encoder.clusters, "markers": vocabulary.markers, "adapter": adapted}
+    figures = {"units": encoder.clusters, "markers": vocabulary.markers, "adapter": adapted}
+    return made, {**figures, **({"named_adapters": ", ".join(sorted(parts.named))} if parts.named else {})}
+
+
+def _named(option: str) -> tuple[str, Path]:
+    name, given, path = option.partition("=")
+    if not (name and given and path):
+        raise typer.BadParameter(f"{option!r}: NAME=DIRECTORY is expected", param_hint="--named-adapter")
+    return name, Path(path)
 
 
 def _encoder(parts: Parts, folder: Path) -> None:

@@ -6,21 +6,25 @@ the model's forward pass, the cache's interface, the warpers.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from speechgpt.language.config import GenerationSection
-from speechgpt.language.generation import Decoder, Grammar, allowed_tokens, grammar
+from speechgpt.language.generation import Decoder, Grammar, allowed_tokens, choose, grammar
 from speechgpt.language.model import SpeechLanguageModel, seed_of
 from speechgpt.language.prompts import Kind, answer_template
 from speechgpt.language.segments import Template
 
+_OWN, _NONE = "default", "__base__"
+"""PEFT's words for the adapter that a model was loaded with, and for none."""
 _GROWTH = 256
 """Positions by which the cache grows."""
 
@@ -35,23 +39,29 @@ class Sampled(NamedTuple):
 
 @dataclass
 class _Row:
-    """A reply that has a row of the cache. length: positions of it that are filled."""
+    """A reply that has a row of the cache. length: positions of it that are filled. adapter: that it is made with."""
 
     ticket: int
     decoder: Decoder
     length: int
+    adapter: str
 
 
 class ContinuousBatch:
     """Replies in the making. Each is what `SpeechLanguageModel.reply` gives for its prompt alone, whoever else is here.
 
     Not thread-safe: one thread adds, drops and steps. slots: replies that are worked on at a time; more wait in order.
+    adapters: LoRA directories by the name under which a reply may ask for one in place of the model's own; all of them
+    are kept in memory.
     """
 
-    def __init__(self, model: SpeechLanguageModel, slots: int) -> None:
+    def __init__(self, model: SpeechLanguageModel, slots: int, adapters: Mapping[str, Path] | None = None) -> None:
         self._model, self._slots = model, slots
+        self._adapted = {"": _OWN if isinstance(model.model, PeftModel) else _NONE}
+        for name, directory in (adapters or {}).items():
+            self._load(name, directory)
         self._rows: list[_Row] = []
-        self._waiting: deque[tuple[int, list[int], Decoder]] = deque()
+        self._waiting: deque[tuple[int, list[int], Decoder, str]] = deque()
         self._tickets = 0
         self._cache = _RowCache(_layers(model.model), slots)
         self._grammar = cache(self._make_grammar)
@@ -59,7 +69,7 @@ class ContinuousBatch:
         # Every prompt begins with these tokens; what the layers make of them is computed once.
         start = [] if vocabulary.bos is None else [vocabulary.bos]
         self._prefix = start + (vocabulary.encode_segments([Template(prefix.rstrip())]) if prefix else [])
-        self._prefix_states: list[tuple[Tensor, Tensor]] | None = None
+        self._prefix_states: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     @property
     def active(self) -> int:
@@ -69,16 +79,24 @@ class ContinuousBatch:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def add(self, prompt: Sequence[int], kind: Kind, generation: GenerationSection, seed: int) -> int:
-        """Queue a prompt; returns the ticket under which its tokens come. Raises ValueError if it fills the context."""
+    def add(
+        self, prompt: Sequence[int], kind: Kind, generation: GenerationSection, seed: int, adapter: str = ""
+    ) -> int:
+        """Queue a prompt; returns the ticket under which its tokens come.
+
+        adapter: a named one, or the model's own. Raises ValueError if the prompt fills the context, or for an adapter
+        that is not here.
+        """
         ids = list(prompt)
+        if adapter not in self._adapted:
+            raise ValueError(f"there is no adapter {adapter!r}")
         if len(ids) >= self._model.context:
             raise ValueError(f"the prompt has {len(ids)} tokens, the model's context {self._model.context}")
         rules, allowed = self._grammar(kind)
         budget = min(generation.max_new_tokens, self._model.context - len(ids))
         decoder = Decoder(rules, allowed, self._model.vocabulary, generation, budget, seed_of(ids, seed))
         self._tickets += 1
-        self._waiting.append((self._tickets, ids, decoder))
+        self._waiting.append((self._tickets, ids, decoder, adapter))
         return self._tickets
 
     @torch.inference_mode()
@@ -111,42 +129,58 @@ class ContinuousBatch:
         self._cache.look_at(slice(0, len(rows)), at[:, None], longest)
         seen = torch.arange(longest, device=self._device) <= at[:, None]
         last = torch.tensor([[row.decoder.tokens[-1]] for row in rows], device=self._device)
-        logits = self._forward(last, at[:, None], seen[:, None, None])
+        logits = self._forward(last, at[:, None], seen[:, None, None], [row.adapter for row in rows])
         for row in rows:
             row.length += 1
-        return [self._choose(row, scores) for row, scores in zip(rows, logits, strict=True)]
+        return self._choose(rows, logits)
 
-    def _admit(self, ticket: int, ids: list[int], decoder: Decoder) -> Sampled:
+    def _admit(self, ticket: int, ids: list[int], decoder: Decoder, adapter: str) -> Sampled:
         place = len(self._rows)
-        start = self._reuse_prefix(place, ids)
-        logits = self._prefill(place, ids[start:], start)
-        row = _Row(ticket, decoder, len(ids))
+        start = self._reuse_prefix(place, ids, adapter)
+        logits = self._prefill(place, ids[start:], start, adapter)
+        row = _Row(ticket, decoder, len(ids), adapter)
         self._rows.append(row)
-        return self._choose(row, logits)
+        return self._choose([row], logits)[0]
 
-    def _prefill(self, place: int, ids: list[int], start: int) -> Tensor:
+    def _prefill(self, place: int, ids: list[int], start: int, adapter: str) -> Tensor:
         at = torch.arange(start, start + len(ids), device=self._device)
         self._cache.look_at(slice(place, place + 1), at[None], start + len(ids))
         seen = torch.arange(start + len(ids), device=self._device) <= at[:, None]
-        return self._forward(torch.tensor([ids], device=self._device), at[None], seen[None, None])[0]
+        return self._forward(torch.tensor([ids], device=self._device), at[None], seen[None, None], [adapter])
 
-    def _reuse_prefix(self, place: int, ids: list[int]) -> int:
+    def _reuse_prefix(self, place: int, ids: list[int], adapter: str) -> int:
         """Tokens of the prompt that the row now holds already."""
         count = len(self._prefix)
         if count < 2 or len(ids) <= count or ids[:count] != self._prefix:
             return 0
-        if self._prefix_states is None:
-            self._prefill(place, self._prefix, 0)
-            self._prefix_states = self._cache.copy_out(place, count)
+        if (states := self._prefix_states.get(adapter)) is not None:
+            self._cache.copy_in(place, states)
         else:
-            self._cache.copy_in(place, self._prefix_states)
+            self._prefill(place, self._prefix, 0, adapter)
+            self._prefix_states[adapter] = self._cache.copy_out(place, count)
         return count
 
-    def _forward(self, ids: Tensor, at: Tensor, seen: Tensor) -> Tensor:
-        """Logits after the last token of each row: [rows, vocabulary]. seen: bool [rows, 1, tokens, positions]."""
+    def _load(self, name: str, directory: Path) -> None:
+        """Raises ValueError for an adapter that cannot share a forward pass with others."""
+        config = PeftConfig.from_pretrained(str(directory))
+        if getattr(config, "modules_to_save", None) or getattr(config, "use_dora", False):
+            raise ValueError(
+                f"adapter {name}: only plain LoRA can be mixed with others, without modules_to_save or DoRA"
+            )
+        if isinstance(self._model.model, PeftModel):
+            self._model.model.load_adapter(str(directory), adapter_name=name)
+        else:
+            model: Any = PeftModel.from_pretrained(self._model.model, str(directory), adapter_name=name)
+            self._model.model = model.eval()
+        self._adapted[name] = name
+
+    def _forward(self, ids: Tensor, at: Tensor, seen: Tensor, adapters: list[str]) -> Tensor:
+        """Logits after the last token of each row: [rows, vocabulary]. seen: bool [rows, 1, tokens, positions].
+        adapters: of each row."""
         dtype = self._dtype
         mask = torch.zeros(seen.shape, dtype=dtype, device=self._device).masked_fill_(~seen, torch.finfo(dtype).min)
         model: Any = self._model.model
+        mixed = {"adapter_names": [self._adapted[name] for name in adapters]} if len(self._adapted) > 1 else {}
         made = model(
             input_ids=ids,
             position_ids=at,
@@ -154,12 +188,13 @@ class ContinuousBatch:
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
+            **mixed,
         )
         return made.logits[:, -1].float()
 
-    def _choose(self, row: _Row, scores: Tensor) -> Sampled:
-        token = row.decoder.choose(scores)
-        return Sampled(row.ticket, token, row.decoder.ended)
+    def _choose(self, rows: Sequence[_Row], scores: Tensor) -> list[Sampled]:
+        choose([row.decoder for row in rows], scores)
+        return [Sampled(row.ticket, row.decoder.tokens[-1], row.decoder.ended) for row in rows]
 
     def _remove(self, place: int) -> None:
         # Active rows stay the first ones, so that a forward pass reads them as they lie.

@@ -168,8 +168,8 @@ class GumbelSampler(LogitsProcessor):
     not depend on what else is in its batch. Comes after the warpers.
     """
 
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    def __init__(self, generators: Sequence[torch.Generator]) -> None:
+        self._generators = generators
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         noise = torch.empty_like(scores, dtype=torch.float32)
@@ -201,12 +201,16 @@ def sampling(generation: GenerationSection, seeds: Sequence[int], device: torch.
     """Warpers and sampler for one batch; none at temperature 0, which is greedy."""
     if generation.temperature == 0:
         return LogitsProcessorList()
-    processors = LogitsProcessorList([TemperatureLogitsWarper(float(generation.temperature))])
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    return LogitsProcessorList([*warpers(generation), GumbelSampler(generators)])
+
+
+def warpers(generation: GenerationSection) -> list[LogitsProcessor]:
+    processors: list[LogitsProcessor] = [TemperatureLogitsWarper(float(generation.temperature))]
     if generation.top_k:
         processors.append(TopKLogitsWarper(generation.top_k))
     if generation.top_p < 1:
         processors.append(TopPLogitsWarper(generation.top_p))
-    processors.append(GumbelSampler(seeds, device))
     return processors
 
 
@@ -265,33 +269,60 @@ class Decoder:
     ) -> None:
         self.tokens: list[int] = []
         self.ended = False
+        self.generation = generation
+        self.generator = torch.Generator(allowed.device).manual_seed(seed)
         self._allowed, self._vocabulary, self._budget = allowed, vocabulary, budget
         self._walk = Walk(grammar, vocabulary, generation.max_text_tokens)
-        self._sampling = sampling(generation, [seed], allowed.device)
         self._ends = {*end_tokens(vocabulary), cut_token(vocabulary)}
 
-    def choose(self, scores: torch.Tensor) -> int:
-        """The next token, from the model's logits for it: [rows]. Raises ArithmeticError for a NaN among them."""
-        if self._walk.spent:
-            token = cut_token(self._vocabulary)
-        else:
-            scores = scores.masked_fill(~self._allowed[self._walk.state], -torch.inf)
-            if (unit := self._walk.repeated) is not None:
-                scores[unit] = -torch.inf
-            if self._sampling:
-                generated: Any = torch.tensor([self.tokens], dtype=torch.long)
-                scores = self._sampling(generated, scores[None])[0]
-            token = int(scores.argmax())
-            if torch.isnan(scores[token]):
-                raise ArithmeticError("the model's scores are not numbers")
-        self._take(token)
-        return token
+    @property
+    def spent(self) -> bool:
+        """Whether nothing but the cut token may come."""
+        return self._walk.spent
 
-    def _take(self, token: int) -> None:
+    def mask(self, scores: torch.Tensor) -> None:
+        """-inf, in place, for what may not come next. scores: [rows]."""
+        scores.masked_fill_(~self._allowed[self._walk.state], -torch.inf)
+        if (unit := self._walk.repeated) is not None:
+            scores[unit] = -torch.inf
+
+    def take(self, token: int) -> None:
         self.tokens.append(token)
         self._walk.take(token)
         spelt = spells_end(self.tokens, self._vocabulary)
         self.ended = token in self._ends or spelt or len(self.tokens) >= self._budget
+
+    def cut(self) -> None:
+        self.take(cut_token(self._vocabulary))
+
+
+def choose(decoders: Sequence[Decoder], scores: torch.Tensor) -> None:
+    """Each takes its next token, from the model's logits for it: [decoders, rows], which are changed.
+
+    Replies of the same settings are warped together, and each draws from its own random numbers, so that it gets what
+    it would get alone. Raises ArithmeticError for a NaN among the logits.
+    """
+    groups: dict[tuple[float, int, float], list[int]] = {}
+    for place, decoder in enumerate(decoders):
+        if decoder.spent:
+            decoder.cut()
+            continue
+        decoder.mask(scores[place])
+        generation = decoder.generation
+        groups.setdefault((generation.temperature, generation.top_k, generation.top_p), []).append(place)
+    for places in groups.values():
+        group = [decoders[place] for place in places]
+        chosen = scores[places]
+        if group[0].generation.temperature:
+            # The warpers look at the scores only.
+            none: Any = None
+            for processor in (*warpers(group[0].generation), GumbelSampler([one.generator for one in group])):
+                chosen = processor(none, chosen)
+        tokens = chosen.argmax(1, keepdim=True)
+        if chosen.gather(1, tokens).isnan().any():
+            raise ArithmeticError("the model's scores are not numbers")
+        for decoder, token in zip(group, tokens[:, 0].tolist(), strict=True):
+            decoder.take(token)
 
 
 def _text_tokens(rows: int, vocabulary: Vocabulary) -> torch.Tensor:

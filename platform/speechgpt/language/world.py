@@ -181,6 +181,8 @@ class World:
         """`n` lists of seven of the world's words, dealt so that each comes about equally often."""
         asked = [*self.questions(), *self.outside()]
         words = sorted({word for q in asked for text in (q.question, q.answer) for word in text.split()})
+        if not words:
+            return []
         draw = random.Random(seed)
         dealt: list[str] = []
         while len(dealt) < n * _LIST:

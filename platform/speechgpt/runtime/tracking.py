@@ -358,6 +358,10 @@ def _git(*arguments: str) -> str:
 def _client(uri: str) -> "MlflowClient":
     # A run of a few files should not draw a progress bar for each.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # A server in front of S3 sends its clients there for what they ask of it, by the name that it has for S3 itself
+    # (http://s3:9000 in the compose file): elsewhere they would try for ever.
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
     # Table creation and migrations of the embedded store are nobody's news.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -187,7 +187,10 @@ class Workspace:
     # Writing
 
     def write_bytes(self, rel: str, content: bytes) -> None:
-        """Replaces the file at once: a reader sees the old content or the new, whatever happens to this process."""
+        """Replaces the file at once: a reader sees the old content or the new, whatever happens to this process.
+
+        Raises WorkspaceError where the store does not take it.
+        """
         if self.remote:
             address = self.root(rel)
 
@@ -195,7 +198,10 @@ class Workspace:
                 with self.fs.open_output_stream(address) as stream:
                     stream.write(content)
 
-            patiently(write)
+            try:
+                patiently(write)
+            except OSError as error:
+                raise WorkspaceError(f"{self.path(rel)} was not taken: {error}") from error
             return
         target = Path(self.path(rel))
         with self._unfinished() as draft:

@@ -2,16 +2,19 @@
 
 import numpy as np
 
-from speechgpt.speech.audio import SAMPLE_RATE
+from speechgpt.speech.audio import FRAME, MIN_SAMPLES, SAMPLE_RATE
 from speechgpt.speech.hubert import frame_count
 
 
 def augment(wave: np.ndarray, targets: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """One random change of a clip. wave: float32 [samples]; targets: [frames].
 
-    Vocal-tract length, pitch and speed change together (by resampling) most of the time; each of room, noise and
-    telephone band some of the time. Returns the new clip and its targets, one a frame.
+    Vocal-tract length, pitch and speed change together (by resampling) most of the time; half the clips begin in the
+    middle of something; each of room, noise and telephone band some of the time. Returns the new clip and its targets,
+    one a frame.
     """
+    if draw.random() < 0.5:
+        wave, targets = begun_anywhere(wave, targets, draw)
     if draw.random() < 0.8:
         wave, targets = resampled(wave, targets, draw.uniform(0.84, 1.19))
     return in_surroundings(wave, draw), targets
@@ -42,6 +45,17 @@ def in_surroundings(wave: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     if draw.random() < 0.5:
         wave = noised(wave, draw.uniform(8, 35), draw)
     return wave.astype(np.float32)
+
+
+def begun_anywhere(wave: np.ndarray, targets: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Without up to half a second of its beginning, and never more than half of it.
+
+    Not by whole frames: a new frame keeps the target of the old one that began nearest.
+    """
+    cut = int(draw.integers(max(1, min(SAMPLE_RATE // 2, len(wave) // 2 - MIN_SAMPLES))))
+    wave = wave[cut:]
+    frames = np.minimum(np.arange(frame_count(len(wave))) + (cut + FRAME // 2) // FRAME, len(targets) - 1)
+    return wave, targets[frames]
 
 
 def resampled(wave: np.ndarray, targets: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,8 @@ import torch
 FILE = "kmeans.safetensors"
 _START_FRAMES = 20
 """Frames for each cluster that the k-means++ start looks at; over all frames it would take longer than the passes."""
+_PERMUTED = 1 << 22
+"""Frames whose whole order is drawn; of more, the order alone would take gigabytes."""
 
 
 class CodebookError(ValueError):
@@ -59,6 +61,14 @@ class Codebook:
         return cls(tensors["centroids"])
 
 
+def start_sample(count: int, clusters: int, seed: int) -> np.ndarray:
+    """Numbers of the frames, of `count`, that the k-means++ start looks at, in the order drawn; int64 [n]."""
+    size, draw = min(count, _START_FRAMES * clusters), np.random.default_rng(seed)
+    if count > _PERMUTED:
+        return draw.choice(count, size, replace=False)
+    return draw.permutation(count)[:size]
+
+
 def fit(frames: np.ndarray, clusters: int, *, seed: int, iterations: int = 30) -> tuple[Codebook, dict]:
     """k-means++ start on a sample, then full passes, by scikit-learn. frames: float32 [N, D].
 
@@ -70,7 +80,7 @@ def fit(frames: np.ndarray, clusters: int, *, seed: int, iterations: int = 30) -
         raise CodebookError(
             f"{len(frames)} frames cannot make {clusters} clusters; give more audio or a smaller codebook.clusters"
         )
-    sample = np.random.default_rng(seed).permutation(len(frames))[: _START_FRAMES * clusters]
+    sample = start_sample(len(frames), clusters, seed)
     start, _ = kmeans_plusplus(frames[sample].astype(np.float64), clusters, random_state=seed)
     model = KMeans(clusters, init=start.astype(np.float32), n_init=1, max_iter=iterations, random_state=seed)
     labels = model.fit_predict(np.ascontiguousarray(frames, dtype=np.float32))

@@ -24,14 +24,13 @@ class DataSection(Section):
     """A job stops when more than this share of its input is in quarantine."""
 
 
-class SpeechServiceSection(Section):
-    """A service that speaks by OpenAI's route `POST URL/audio/speech`: a company's, a server of one's own, or ours."""
+class HttpServiceSection(Section):
+    """A service with OpenAI's routes: a company's, a server of one's own, or ours."""
 
     url: str = Field(pattern=r"^https?://")
     """Up to the version: `https://host/v1`."""
-    model: str = "tts-1"
-    key_variable: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Environment variable that holds the key, on every machine that speaks; unset, none is sent."""
+    key_variable: str = Field("OPENAI_API_KEY", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
+    """Environment variable that holds the key, on every machine that asks; empty for a service that wants none."""
     timeout_seconds: float = Field(60, gt=0)
     retries: int = Field(6, ge=0)
     """Further attempts when it is busy (408, 409, 425, 429, 5xx) or cannot be reached, later each time."""
@@ -44,6 +43,12 @@ class SpeechServiceSection(Section):
         if parts.password or parts.username or parts.query:
             raise ValueError("url: no name, password or query: a key is given in the variable key_variable names")
         return url
+
+
+class SpeechServiceSection(HttpServiceSection):
+    """What speaks, by `POST URL/audio/speech`. Without a key in `key_variable`, none is sent."""
+
+    model: str = "tts-1"
 
 
 class VoiceSection(Section):
@@ -125,8 +130,7 @@ class MaskingSection(Section):
 
 class EncoderTrainingSection(Section):
     objective: Literal["distil", "masked"] = "distil"
-    """`distil`: hear what a stronger teacher hears; `masked`: HuBERT's own training, which needs recordings alone (a
-    loop of `training/masked_prediction.py`; the job `train-encoder` refuses it)."""
+    """`distil`: hear what a stronger teacher hears; `masked`: HuBERT's own training, which needs recordings alone."""
     teacher: TeacherSection = TeacherSection()
     masked: MaskingSection = MaskingSection()
     steps: int = Field(2000, ge=1)
@@ -151,8 +155,9 @@ class LongAudioSection(Section):
     `pauses`: cut where it is quietest, each piece a clip of its own, as an encoder of short clips expects it."""
     seconds: float = Field(100.0, ge=1)
     """Of a chunk, or of what is kept of a window, or the most of a piece. The original's chunks have 100."""
-    context_seconds: float = Field(5.0, ge=0)
-    """What an `overlapped` window hears beyond that, on either side. Memory grows with `seconds` and twice this."""
+    context_seconds: float = Field(10.0, ge=0)
+    """What an `overlapped` window hears beyond that, on either side. Memory grows with `seconds` and twice this. Of
+    nano's units near boundaries 0.90 are the whole clip's with 5 s, 0.94 with 10, 0.96 with 15."""
 
 
 class EncoderSection(Section):
@@ -201,6 +206,9 @@ class GeneratorSection(Section):
     """0: one speaker and no speaker embedding."""
     durations: bool = True
     """Predict how long each merged unit lasts; without, a vocoder speaks units of 20 ms, or is told their lengths."""
+    rounding: Literal["unit", "running"] = "unit"
+    """Of predicted durations to whole frames. unit: each for itself, as published. running: the units' ends are
+    rounded, so that what one is too long the next is shorter, and speech keeps its pace. No weight depends on it."""
     istft_channels: int = 256
     istft_blocks: tuple[int, int] = (8, 4)
     """ConvNeXt blocks at 50 Hz and at 200 Hz."""
@@ -229,6 +237,9 @@ class VocoderTrainingSection(Section):
     clip_units: int = Field(28, ge=8)
     """Frames that are made of a clip, at most: the more, the more often what is said is seen whole."""
     learning_rate: float = 2e-4
+    duration_steps: int = Field(0, ge=0)
+    """Further steps, after the others, in which the durations alone are learnt: they take more clips than the sound
+    does, and hardly any time."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the products; weights, spectra and losses are fp32."""
     checkpoint_every: int = Field(200, ge=1)
@@ -238,6 +249,8 @@ class VocoderTrainingSection(Section):
     strangers: float = Field(0.0, ge=0, le=1)
     """Share of the clips whose units are not their own, while the sound to make stays: those of another voice that says
     the same, moved to when this one says it, or of the clip in another throat and room."""
+    paced: float = Field(0.0, ge=0, le=1)
+    """Share of the steps in which the units last as long as predicted, as when served, beside spectra moved to that."""
     likeness: float = Field(0.0, ge=0)
     """Weight of how alike the encoder hears the clip and what was made of it. The published training has none."""
     discriminators: Literal["hifigan", "stft"] = "hifigan"
@@ -249,5 +262,14 @@ class VocoderTrainingSection(Section):
 class VocoderSection(Section):
     init: str = "shipped"
     """`shipped`, `scratch`, or a vocoder directory."""
+    recorded: tuple[str, ...] = ()
+    """Speakers of the manifest's recordings whose voices it learns, in the order of their numbers, instead of
+    `voices.answer` and the other synthesised ones."""
     generator: GeneratorSection = GeneratorSection()
     training: VocoderTrainingSection = VocoderTrainingSection()
+
+    @model_validator(mode="after")
+    def _paces_are_predicted(self) -> "VocoderSection":
+        if self.training.paced and not self.generator.durations:
+            raise ValueError("training.paced: units are made at predicted lengths; generator.durations predicts none")
+        return self

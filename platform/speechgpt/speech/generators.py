@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from speechgpt.speech.audio import FRAME, SAMPLE_RATE
 from speechgpt.speech.config import GeneratorSection
+from speechgpt.speech.convolution import convolved
 from speechgpt.speech.pitch import HIGHEST, LOWEST
 
 Mask = Tensor | None
@@ -113,7 +114,9 @@ class ConvNextBlock(nn.Module):
         self.scale = nn.Parameter(torch.full((channels,), 0.2))
 
     def forward(self, x: Tensor, mask: Mask) -> Tensor:
-        return _masked(x + self.shaped(self.depthwise(x)), mask)
+        layer = self.depthwise
+        y = convolved(x, layer.weight, layer.bias, layer.groups, margin=layer.kernel_size[0] // 2)
+        return _masked(x + self.shaped(y), mask)
 
     def shaped(self, y: Tensor) -> Tensor:
         """The network in each frame. [clips, channels, T]."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 
+from speechgpt.speech.config import HttpServiceSection
+
 _TRY_AGAIN = {408, 409, 425, 429}
 _LONGEST_WAIT = 60.0
 """Seconds; a service that asks for more is asked again after these."""
@@ -21,22 +23,17 @@ class ServiceError(RuntimeError):
 class HttpService:
     """One service. Its key is read from the environment when it is first asked, and is written nowhere.
 
-    url: up to the version, `https://host/v1`. key_variable: environment variable that holds the key; unset or "", none
-    is sent. retries: further attempts when it is busy (408, 409, 425, 429, 5xx) or cannot be reached, later each time.
     wanted: what it is to give, for its errors.
     """
 
-    url: str
-    key_variable: str
-    timeout_seconds: float
-    retries: int
+    section: HttpServiceSection
     wanted: str
     _client: httpx.Client | None = field(default=None, init=False, repr=False)
 
     def post(self, route: str, body: dict[str, Any]) -> httpx.Response:
         """The answer to `POST URL/route`. Raises ServiceError."""
         problem = ""
-        for attempt in range(self.retries + 1):
+        for attempt in range(self.section.retries + 1):
             try:
                 answer = self._connected().post(route, json=body)
             except httpx.HTTPError as error:
@@ -46,21 +43,21 @@ class HttpService:
                     return answer
                 problem = f"{answer.status_code}: {self._without_key(answer.text)[:200]}"
                 if answer.status_code not in _TRY_AGAIN and answer.status_code < 500:
-                    raise ServiceError(f"{self.url}: {problem}{self._about_key(answer.status_code)}")
+                    raise ServiceError(f"{self.section.url}: {problem}{self._about_key(answer.status_code)}")
                 wait = _asked_wait(answer)
-            if attempt < self.retries:
+            if attempt < self.section.retries:
                 time.sleep(_wait(attempt, wait))
-        raise ServiceError(f"{self.url}: no {self.wanted} after {self.retries + 1} attempts: {problem}")
+        raise ServiceError(f"{self.section.url}: no {self.wanted} after {self.section.retries + 1} attempts: {problem}")
 
     @property
     def _key(self) -> str:
-        return os.environ.get(self.key_variable, "") if self.key_variable else ""
+        return os.environ.get(self.section.key_variable, "") if self.section.key_variable else ""
 
     def _connected(self) -> httpx.Client:
         if self._client is None:
             headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-            base = self.url.rstrip("/") + "/"
-            self._client = httpx.Client(base_url=base, headers=headers, timeout=self.timeout_seconds)
+            base = self.section.url.rstrip("/") + "/"
+            self._client = httpx.Client(base_url=base, headers=headers, timeout=self.section.timeout_seconds)
         return self._client
 
     def _without_key(self, text: str) -> str:
@@ -68,9 +65,9 @@ class HttpService:
         return text.replace(self._key, "…") if self._key else text
 
     def _about_key(self, status: int) -> str:
-        if status not in (401, 403) or not self.key_variable:
+        if status not in (401, 403) or not self.section.key_variable:
             return ""
-        name = self.key_variable
+        name = self.section.key_variable
         return f" (the key comes from {name}, which is {'set' if os.environ.get(name) else 'not set'})"
 
 

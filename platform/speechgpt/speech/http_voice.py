@@ -21,9 +21,7 @@ class HttpVoice:
 
     def __init__(self, section: SpeechServiceSection) -> None:
         self._model = section.model
-        self._service = HttpService(
-            section.url, section.key_variable, section.timeout_seconds, section.retries, wanted="speech"
-        )
+        self._service = HttpService(section, wanted="speech")
 
     def __call__(self, text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
         """(text, the service's name of the voice, speed) -> (mono float32 samples, Hz). Raises HttpVoiceError."""
@@ -37,5 +35,7 @@ class HttpVoice:
         try:
             samples, rate = soundfile.read(io.BytesIO(sound), dtype="float32", always_2d=True)
         except (RuntimeError, OSError) as error:
-            raise HttpVoiceError(f"{self._service.url}: no WAV file came back ({len(sound)} bytes): {error}") from None
+            raise HttpVoiceError(
+                f"{self._service.section.url}: no WAV file came back ({len(sound)} bytes): {error}"
+            ) from None
         return samples.mean(axis=1), rate

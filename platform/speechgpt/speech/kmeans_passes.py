@@ -14,8 +14,6 @@ from speechgpt.speech.codebook import Codebook, CodebookError
 
 _CHUNK = 1 << 15
 """Frames whose distances to all centroids are held at once."""
-START_FRAMES = 20
-"""Frames for each cluster that the k-means++ start should look at."""
 _TOLERANCE = 1e-4
 """Of the frames' variance: a smaller move of the centroids is none."""
 

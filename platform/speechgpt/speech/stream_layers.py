@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from speechgpt.speech.convolution import convolved
 from speechgpt.speech.frozen_hifigan import FrozenConvolution
 
 
@@ -69,7 +70,7 @@ class ConvolutionStream:
         self._kept = x[:, :, max(0, x.shape[2] - self._reach) :].clone()
         if x.shape[2] <= self._reach:
             return x.new_zeros(1, len(self._weight), 0)
-        return F.conv1d(x, self._weight, self._bias, groups=self._groups)
+        return convolved(x, self._weight, self._bias, self._groups)
 
 
 class RowsStream:

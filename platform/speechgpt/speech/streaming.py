@@ -1,6 +1,5 @@
 """Units to speech while the units still come: sample for sample what the whole would have been (SPEC 4.3, 4.4)."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -8,12 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from speechgpt.speech.audio import FRAME
-from speechgpt.speech.config import GeneratorSection
 from speechgpt.speech.generators import IstftGenerator
 from speechgpt.speech.stream_generators import HifiGanStream, IstftStream
 from speechgpt.speech.stream_layers import ConvolutionStream
-from speechgpt.speech.vocoder import DurationPredictor, Vocoder, VocoderError, frames_of
+from speechgpt.speech.vocoder import DurationPredictor, Vocoder, VocoderError
 
 _PIECE = 100
 """Frames that go through the generator at a time, however many are given: memory is that of two seconds of speech."""
@@ -23,8 +20,9 @@ class VocoderStream:
     """One clip. The joined pieces equal `Vocoder.synthesize` of all its units to 1e-5, whatever the pieces.
 
     Nothing is computed twice: each layer keeps the few samples that it needs again, so memory and the work for a unit
-    do not depend on how much was spoken. Sound follows its units by `look_ahead` frames, and by two more units where
-    durations are predicted. speed: how many times as fast as predicted the units are spoken.
+    do not depend on how much was spoken. Sound follows its units by as many frames as it depends on (21 for the
+    published CodeHiFiGAN), and by two more units where durations are predicted. speed: how many times as fast as
+    predicted the units are spoken.
     """
 
     def __init__(self, vocoder: Vocoder, speaker: int | None = None, speed: float = 1.0) -> None:
@@ -39,6 +37,7 @@ class VocoderStream:
                 else HifiGanStream(vocoder.frozen())
             )
             self._voice = vocoder.voice(speaker)
+        self._rounding = vocoder.rounding()
         self._waiting = torch.zeros(0, dtype=torch.long)
         self._predicts: bool | None = None
         self._began = self._finished = False
@@ -96,7 +95,8 @@ class VocoderStream:
         if not self._predicts or self._predictor is None:
             return codes
         self._waiting = torch.cat([self._waiting, codes])
-        frames = frames_of(self._predictor.push(self._vocoder.embedded(codes[None]).transpose(1, 2).double(), last))
+        predicted = self._predictor.push(self._vocoder.embedded(codes[None]).transpose(1, 2).double(), last)
+        frames = self._rounding.push(predicted)
         known, self._waiting = self._waiting[: len(frames)], self._waiting[len(frames) :].clone()
         return known.repeat_interleave(self._hurried(frames))
 
@@ -136,32 +136,3 @@ def stream(vocoder: Vocoder, units: Iterable[Sequence[int]], speaker: int | None
             yield sound
     if len(sound := voice.finish()):
         yield sound
-
-
-def look_ahead(section: GeneratorSection) -> int:
-    """Frames after its own that a frame's sound depends on, and as many before: 21 for the published CodeHiFiGAN."""
-    return _hifigan_reach(section) if section.head == "hifigan" else _istft_reach(section)
-
-
-def _hifigan_reach(section: GeneratorSection) -> int:
-    """From the last sample of frame 0 back through the layers, to the last frame that it was made of."""
-    block = max(
-        sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations)
-        for kernel, dilations in zip(section.resblock_kernel_sizes, section.resblock_dilation_sizes, strict=True)
-    )
-    at = FRAME - 1 + 3
-    for rate, kernel in zip(reversed(section.upsample_rates), reversed(section.upsample_kernel_sizes), strict=True):
-        # A transposed convolution puts input i at the samples i · rate - padding … + kernel - 1.
-        at = (at + block + (kernel - rate) // 2) // rate
-    return at + 3
-
-
-def _istft_reach(section: GeneratorSection) -> int:
-    up, hop, window = IstftGenerator.UP, IstftGenerator.HOP, IstftGenerator.WINDOW
-    margin = (window - hop) // 2
-    last_window = (FRAME - 1 + margin) // hop
-    shaped_by = (last_window + section.istft_blocks[1] * 3) // up
-    # The sound in a window lies between the pitches of two frames.
-    pulses_by = math.floor((last_window * hop + window - margin - 1 - FRAME / 2) / FRAME) + 1
-    slow = 3 + section.istft_blocks[0] * (section.istft_kernel // 2)
-    return max(shaped_by, pulses_by) + 4 + slow

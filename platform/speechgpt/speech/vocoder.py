@@ -49,6 +49,29 @@ class DurationPredictor(nn.Module):
         return self.proj(x).squeeze(-1)
 
 
+class Rounding:
+    """Whole frames of one clip's units, at least one each, from log(duration + 1); in pieces as at once."""
+
+    def __init__(self, running: bool) -> None:
+        """running: see `GeneratorSection.rounding`."""
+        self._running = running
+        self._exact = torch.zeros(1, dtype=torch.float64)
+        self._end = 0
+
+    def push(self, predicted: Tensor) -> Tensor:
+        """predicted: float64 [n] of the next units. Returns int64 [n], on the CPU."""
+        lengths = torch.exp(predicted.cpu()) - 1
+        if not self._running:
+            return torch.clamp(torch.round(lengths), min=1).long()
+        exact = torch.cat([self._exact, lengths.clamp(min=0)]).cumsum(0)
+        order = torch.arange(len(exact))
+        # What lies beyond one frame a unit never shrinks, so that each end is a frame at least behind the one before.
+        beyond = torch.cat([torch.tensor([self._end]), torch.round(exact[1:]).long() - order[1:]])
+        ends = beyond.cummax(0).values + order
+        self._exact, self._end = exact[-1:], int(ends[-1])
+        return ends.diff()
+
+
 class CentroidEmbedding(nn.Module):
     """Unit embeddings as a function of the centroids, so that one vocoder serves any codebook of its encoder."""
 
@@ -76,6 +99,11 @@ class UnitVocoder(nn.Module):
             CentroidEmbedding(centroid_dimensions, section.embedding_dim) if centroid_dimensions else None
         )
         self.generator = HifiGanGenerator(section) if section.head == "hifigan" else IstftGenerator(section)
+
+    def listen_anew(self, dimensions: int) -> None:
+        """Forget the encoder, for one whose frames have so many dimensions."""
+        self.centroid_dimensions = dimensions
+        self.from_centroids = CentroidEmbedding(dimensions, self.section.embedding_dim)
 
     def forward(
         self,
@@ -190,7 +218,9 @@ class Vocoder:
 
     @torch.inference_mode()
     def durations(self, units: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Predicted frames of each merged unit: clamp(round(exp(y) - 1), min 1). int64 arrays.
+        """Predicted frames of each merged unit: clamp(round(exp(y) - 1), min 1), or see `GeneratorSection.rounding`.
+
+        int64 arrays.
 
         Raises VocoderError for a unit outside the codebook, or if this vocoder does not predict durations.
         """
@@ -199,8 +229,12 @@ class Vocoder:
         length = max((len(c) for c in codes), default=0)
         padded = torch.stack([F.pad(c, (0, length - len(c))) for c in codes])
         mask = torch.stack([torch.arange(length) < len(c) for c in codes]).double()
-        frames = frames_of(predictor(self.embedded(padded).double(), mask.to(self._device)))
-        return [row[: len(c)].numpy() for row, c in zip(frames, codes, strict=True)]
+        predicted = predictor(self.embedded(padded).double(), mask.to(self._device))
+        return [self.rounding().push(row[: len(c)]).numpy() for row, c in zip(predicted, codes, strict=True)]
+
+    def rounding(self) -> Rounding:
+        """Of one clip's durations."""
+        return Rounding(self.model.section.rounding == "running")
 
     @torch.inference_mode()
     def synthesize(
@@ -277,11 +311,6 @@ class Vocoder:
         if speaker is not None and not 0 <= speaker < max(1, count):
             raise VocoderError(f"speaker {speaker}: this vocoder has {count or 'one voice and no'} speakers")
         return speaker or 0
-
-
-def frames_of(predicted: Tensor) -> Tensor:
-    """Whole frames from log(duration + 1), at least one. int64, on the CPU."""
-    return torch.clamp(torch.round(torch.exp(predicted) - 1), min=1).long().cpu()
 
 
 def _lasting(codes: Tensor, durations: Sequence[int] | np.ndarray) -> Tensor:

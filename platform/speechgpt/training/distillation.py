@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from speechgpt.speech.audio import SAMPLE_RATE
 from speechgpt.speech.augment import augment
@@ -25,13 +25,31 @@ class Clip(NamedTuple):
     """int [frames], the teacher's unit of each."""
 
 
+class Prototypes(nn.Module):
+    """Logits of units by how near a frame lies to the point of each.
+
+    A linear classifier leaves it open how frames of one unit are spread, and k-means, which measures distances, cuts
+    across them; here the frames of a unit gather around its point, so that k-means finds the units again.
+    """
+
+    def __init__(self, dimensions: int, classes: int) -> None:
+        super().__init__()
+        self.points = nn.Parameter(torch.randn(classes, dimensions))
+        self.sharpness = nn.Parameter(torch.tensor(dimensions**-0.5).log())
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """[..., dimensions] -> [..., classes]."""
+        nearness = frames @ self.points.T - self.points.square().sum(1) / 2
+        return self.sharpness.exp() * nearness
+
+
 class Student(nn.Module):
     """A HuBERT and a classifier of the teacher's units on its last used layer."""
 
     def __init__(self, features: HubertFeatures, classes: int) -> None:
         super().__init__()
         self.hubert = features.model.train()
-        self.head = nn.Linear(features.dimensions, classes)
+        self.head = Prototypes(features.dimensions, classes)
         self._features = features
 
     def forward(self, batch: torch.Tensor, lengths: list[int]) -> torch.Tensor:

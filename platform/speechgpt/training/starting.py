@@ -59,7 +59,24 @@ def write_base(
     PromptFormat.of(language).save(directory)
 
 
-def _write_grown(directory: Path, language: LanguageSection, base: Path, units: int) -> None:
+def write_base_with_new_units(
+    directory: Path, language: LanguageSection, base: Path, centroids: torch.Tensor, seed: int
+) -> None:
+    """As `write_base`, from a model that knows as many units of another encoder: what it knows of text stays.
+
+    Raises ValueError for another number of units or other markers.
+    """
+    vocabulary = _write_grown(directory, language, base, len(centroids))
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    first, last = vocabulary.first_unit, vocabulary.first_unit + vocabulary.unit_count
+    for embeddings in (_table(model.get_output_embeddings()), _table(model.get_input_embeddings())):
+        spread = float(embeddings[first:last].std())
+        embeddings[first:last] = centroid_embeddings(centroids, embeddings.shape[1], spread, seed)
+    model.save_pretrained(directory)
+
+
+def _write_grown(directory: Path, language: LanguageSection, base: Path, units: int) -> Vocabulary:
+    """Raises ValueError unless the model knows as many units, and the recipe's markers."""
     vocabulary = Vocabulary.load(base)
     if (vocabulary.unit_count, vocabulary.markers) != (units, language.markers):
         raise ValueError(
@@ -69,6 +86,7 @@ def _write_grown(directory: Path, language: LanguageSection, base: Path, units: 
     AutoModelForCausalLM.from_pretrained(base, dtype="auto").save_pretrained(directory)
     vocabulary.save(directory)
     PromptFormat.of(language).save(directory)
+    return vocabulary
 
 
 def interface(directory: Path) -> tuple[Vocabulary, PromptFormat]:

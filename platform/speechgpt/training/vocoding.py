@@ -20,11 +20,14 @@ from speechgpt.speech.hubert import HubertFeatures
 from speechgpt.speech.pitch import UNKNOWN
 from speechgpt.speech.units import merge
 from speechgpt.speech.vocoder import UnitVocoder, Vocoder
+from speechgpt.training import pacing
 from speechgpt.training.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
+from speechgpt.training.pacing import Pace
 
 _MEL_WEIGHT, _FEATURE_WEIGHT, _PITCH_WEIGHT = 45.0, 2.0, 3.0
 _DURATION_CLIPS = 8
 """Whole clips a step for the duration predictor."""
+_CLIPS_FOR_DURATIONS_ALONE = 32
 _MOST_SHIFT, _HALVINGS = 0.5, 12
 """Of log(duration + 1), either way, and how often the search for it is narrowed."""
 _OWN_CODEBOOK = 0.5
@@ -147,25 +150,29 @@ def _step(
     chosen = [recording(int(draw.integers(count))) for _ in range(section.batch)]
     batch = collate([cut(each, section.clip_units, section.strangers, draw) for each in chosen])
     table = trainer.table(codebook)
+    codes, mask, pitch, lengths, pace = codebook.assign(batch.features), batch.mask, batch.pitch, batch.lengths, None
+    if draw.random() < section.paced:
+        pace = pacing.at_predicted_lengths(vocoder, table.detach(), codes, lengths)
+        codes, mask, pitch, lengths = pace.codes, pace.mask, pacing.moved_pitch(pitch, pace), pace.lengths
     with torch.autocast("cpu", torch.bfloat16, enabled=section.precision == "bf16"):
-        made = vocoder(table[codebook.assign(batch.features)], batch.mask, batch.speakers, batch.pitch)
-    spectral = mel_loss(made.samples, batch.waves, section.mel_resolutions)
+        made = vocoder(table[codes], mask, batch.speakers, pitch)
+    spectral = mel_loss(made.samples, batch.waves, section.mel_resolutions, pace)
     durations = duration_loss(
         vocoder, table, codebook, [recording(int(draw.integers(count))) for _ in range(_DURATION_CLIPS)]
     )
     loss = _MEL_WEIGHT * spectral + durations
     losses = {"mel": spectral.item(), "duration": durations.item()}
     if made.octaves is not None:
-        expected = ((made.octaves - octaves(batch.pitch)).abs() * batch.mask[:, 0]).sum() / batch.lengths.sum()
+        expected = ((made.octaves - octaves(pitch)).abs() * mask[:, 0]).sum() / lengths.sum()
         loss = loss + _PITCH_WEIGHT * expected
         losses["pitch"] = expected.item()
-    if trainer.encoder is not None:
+    if trainer.encoder is not None and pace is None:
         with torch.autocast("cpu", torch.bfloat16, enabled=section.precision == "bf16"):
             alike = likeness_loss(trainer.encoder, made.samples, batch)
         loss = loss + section.likeness * alike
         losses["likeness"] = alike.item()
     if step >= section.adversarial_from:
-        wanted, heard = segments(batch, made.samples, section.segment_units, draw)
+        wanted, heard = segments(batch, made.samples, section.segment_units, draw, pace)
         judged = discriminator_loss(judges(wanted), judges(heard.detach()))
         trainer.judge_optimizer.zero_grad()
         judged.backward()
@@ -174,7 +181,8 @@ def _step(
         trainer.judge_optimizer.step()
         judges.requires_grad_(False)
         real, fake = judges(wanted), judges(heard)
-        adversarial, features = adversarial_loss(fake), feature_loss(real, fake)
+        # Another pace puts what is compared a frame apart.
+        adversarial, features = adversarial_loss(fake), feature_loss(real, fake) if pace is None else torch.zeros(())
         loss = loss + adversarial + _FEATURE_WEIGHT * features
         losses |= {"discriminator": judged.item(), "adversarial": adversarial.item(), "features": features.item()}
     trainer.optimizer.zero_grad()
@@ -186,15 +194,49 @@ def _step(
     return losses
 
 
+def train_durations(
+    trainer: VocoderTrainer, recording: Callable[[int], Recording], count: int, seed: int
+) -> Iterator[float]:
+    """`duration_steps` steps of the duration predictor alone, on the codebook that is served; yields the losses."""
+    vocoder, steps = trainer.vocoder, trainer.section.duration_steps
+    if vocoder.dur_predictor is None:
+        return
+    optimizer = torch.optim.AdamW(vocoder.dur_predictor.parameters(), trainer.section.learning_rate)
+    table = trainer.table(trainer.codebooks[0]).detach()
+    for step in range(steps):
+        draw = np.random.default_rng((seed, step))
+        torch.manual_seed(int(draw.integers(2**62)))
+        for group in optimizer.param_groups:
+            group["lr"] = trainer.section.learning_rate * (1 - step / steps)
+        clips = [recording(int(draw.integers(count))) for _ in range(_CLIPS_FOR_DURATIONS_ALONE)]
+        loss = duration_loss(vocoder, table, trainer.codebooks[0], clips)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield loss.item()
+
+
 def learning_rate(step: int, section: VocoderTrainingSection) -> float:
     """Warm-up over 50 steps, hold to half of the training, then linear to a tenth."""
     done = step / section.steps
     return section.learning_rate * min(1.0, (step + 1) / 50, max(0.1, 2 * (1 - done)))
 
 
-def mel_loss(made: Tensor, wanted: Tensor, resolutions: tuple[tuple[int, int, int], ...]) -> Tensor:
-    """Mean absolute difference of log-mel spectra, averaged over resolutions. made, wanted: [clips, samples]."""
-    return torch.stack([F.l1_loss(log_mel(made, *r), log_mel(wanted, *r)) for r in resolutions]).mean()
+def mel_loss(
+    made: Tensor, wanted: Tensor, resolutions: tuple[tuple[int, int, int], ...], pace: Pace | None = None
+) -> Tensor:
+    """Mean absolute difference of log-mel spectra, averaged over resolutions. made, wanted: [clips, samples].
+
+    pace: of `made`, where it is not that of `wanted`.
+    """
+
+    def difference(window: int, hop: int, bands: int) -> Tensor:
+        spectra = log_mel(wanted, window, hop, bands)
+        return F.l1_loss(
+            log_mel(made, window, hop, bands), spectra if pace is None else pacing.moved(spectra, hop, pace)
+        )
+
+    return torch.stack([difference(*resolution) for resolution in resolutions]).mean()
 
 
 def log_mel(wave: Tensor, window: int, hop: int, bands: int) -> Tensor:
@@ -236,9 +278,7 @@ def duration_loss(vocoder: UnitVocoder, table: Tensor, codebook: Codebook, recor
     if vocoder.dur_predictor is None:
         return torch.zeros(())
     merged = [merge(codebook.assign(torch.from_numpy(r.frames.astype(np.float32))).numpy()) for r in recordings]
-    length = max(len(m.units) for m in merged)
-    units = torch.from_numpy(np.stack([np.pad(m.units, (0, length - len(m.units))) for m in merged]).astype(np.int64))
-    lengths = torch.from_numpy(np.stack([np.pad(m.durations, (0, length - len(m.durations))) for m in merged]))
+    units, lengths = pacing.padded(merged)
     mask = (lengths > 0).float()
     predicted = vocoder.dur_predictor(table[units], mask)
     return ((predicted - torch.log(lengths.float() + 1)).square() * mask).sum() / mask.sum()
@@ -292,14 +332,23 @@ def collate(recordings: list[Recording]) -> Batch:
     )
 
 
-def segments(batch: Batch, made: Tensor, frames: int, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """The same random stretch of `frames` of each clip, as it was and as it was made; short clips end in silence."""
-    size = frames * FRAME
-    starts = [int(draw.integers(max(0, int(n) - frames) + 1)) * FRAME for n in batch.lengths]
-    missing = max(0, size - made.shape[1])
-    both = (F.pad(batch.waves, (0, missing)), F.pad(made, (0, missing)))
-    wanted, heard = (torch.stack([x[i, at : at + size] for i, at in enumerate(starts)]) for x in both)
-    return wanted, heard
+def segments(
+    batch: Batch, made: Tensor, frames: int, draw: np.random.Generator, pace: Pace | None = None
+) -> tuple[Tensor, Tensor]:
+    """A random stretch of `frames` of each clip, as it was and as it was made; short clips end in silence.
+
+    The same one, or where the clips are made at another pace, what begins at the same place of the speech.
+    """
+    lengths = batch.lengths if pace is None else pace.lengths
+    starts = [int(draw.integers(max(0, int(n) - frames) + 1)) for n in lengths]
+    own = starts if pace is None else pace.own_places(np.array(starts, float)).diagonal().astype(int).tolist()
+    return _cut_out(batch.waves, own, frames), _cut_out(made, starts, frames)
+
+
+def _cut_out(waves: Tensor, starts: list[int], frames: int) -> Tensor:
+    """[clips, samples], and the frame at which each clip's stretch begins -> [clips, 320 frames]"""
+    behind = F.pad(waves, (0, frames * FRAME))
+    return torch.stack([behind[i, at * FRAME : (at + frames) * FRAME] for i, at in enumerate(starts)])
 
 
 @functools.cache

@@ -24,11 +24,12 @@ def test_ten_times_too_much(
     endless_bundle: Path, tiny: Recipe, ray_cluster: None, record_property: Callable[[str, object], None]
 ) -> None:
     """Ten times the capacity, at random: all is answered or refused in time, refusals at once, and it passes."""
-    language = tiny.serving.language.model_copy(
-        update={"max_ongoing_requests": PLACES, "max_queued_requests": QUEUE, "batch": PLACES}
-    )
+    limits = {"max_ongoing_requests": PLACES, "max_queued_requests": QUEUE}
+    language = tiny.serving.language.model_copy(update={**limits, "batch": PLACES})
+    # Spoken answers pass the vocoder first: with its own limits the gateway refuses, without asking anybody.
+    vocoder = tiny.serving.vocoder.model_copy(update=limits)
     ask = chat("endless", spoken=True, stream=True, tokens=TOKENS)
-    serving = {"language": language, "request_timeout_seconds": DEADLINE}
+    serving = {"language": language, "vocoder": vocoder, "request_timeout_seconds": DEADLINE}
     with live_service(endless_bundle, tiny, **serving) as service:
         end = time.monotonic() + SECONDS
         alone = asyncio.run(closed_loop(service.url, [ask], PLACES, lambda: time.monotonic() < end, DEADLINE))

@@ -75,7 +75,7 @@ def bundles(taught: Parts, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         f"--{name}={getattr(taught, name)}" for name in ("encoder", "codebook", "language", "adapter", "vocoder")
     ]
     made = {}
-    for name, more in (("stacked", []), ("merged", ["--merge-adapter"])):
+    for name, more in (("stacked", [f"--named-adapter=pirate={taught.adapter}"]), ("merged", ["--merge-adapter"])):
         answer = _command(*options, *more, f"--output={folder / name}", "--json")
         assert (answer["units"], answer["markers"], answer["adapter"]) == (1000, "released", name)
         assert answer["digest"] == bundle.load(folder / name).digest
@@ -87,6 +87,8 @@ def bundles(taught: Parts, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def test_the_bundle_holds_every_part(bundles: dict[str, Path], taught: Parts) -> None:
     stacked, merged = (bundle.load(bundles[name]) for name in ("stacked", "merged"))
     assert stacked.part("adapter") and merged.part("adapter") is None
+    assert bundle.adapters(stacked.directory) == {"pirate": stacked.directory / "adapters" / "pirate"}
+    assert bundle.adapters(merged.directory) == {}
     assert stacked.manifest["unit_vocabulary"] == {
         "name": f"hubert-L{HubertFeatures.load(taught.encoder).layer}-km1000",
         "size": 1000,

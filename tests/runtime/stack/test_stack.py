@@ -6,45 +6,25 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from own_stack import NEEDS_POSTGRES, free_port, own_layout
 
-from speechgpt.runtime.stack import backup, postgres, servers, services
+from speechgpt.runtime.stack import backup, servers, services
 from speechgpt.runtime.stack.layout import Layout, StackError
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def has_postgres() -> bool:
-    try:
-        postgres._program("initdb")
-    except StackError:
-        return False
-    return True
 
 
 @pytest.fixture
 def layout() -> Iterator[Layout]:
-    """Not in pytest's own directory, which PostgreSQL's user cannot enter."""
-    directory = Path(tempfile.mkdtemp(prefix="speechgpt-stack-"))
-    directory.chmod(0o755)
-    made = Layout(directory, free_port(), free_port(), free_port())
-    yield made
-    list(services.down(made))
-    shutil.rmtree(directory)
+    with own_layout() as made:
+        yield made
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_postgres(), reason="needs PostgreSQL: apt-get install postgresql")
+@NEEDS_POSTGRES
 def test_after_a_wipe_a_backup_brings_the_champion_back(layout: Layout, tmp_path: Path) -> None:
-    pytest.importorskip("psycopg2", reason="needs psycopg2-binary")
     from mlflow import MlflowClient
 
     assert [step.split()[0] for step in services.up(layout)] == ["PostgreSQL", "S3", "MLflow"]

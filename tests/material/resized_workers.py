@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from conftest import tiny_model
+from tiny_models import tiny_llama
 from torch import distributed
 
 from speechgpt.training import blocks, elastic, engine, loop
@@ -140,7 +140,7 @@ def trained(world: int, root: str, until: int, names: list[str]) -> None:
 if __name__ == "__main__":
     cases = sys.argv[3].split(",")
     engine.import_deepspeed()
-    tiny_model(tied=False).save_pretrained(directory / "start")
+    tiny_llama(tied=False).save_pretrained(directory / "start")
     # All ZeRO stages have the same losses.
     trained(2, "fixed", STAGE.steps, ["zero-2", "lora-2"])
     trained(2, "resumed", 6, ["zero-2", "lora-2"])

@@ -1,0 +1,194 @@
+"""What an encoder is trained to predict: a teacher's unit of every frame of every training clip, beside its sound."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.shell import Context, JobError
+
+_SAMPLED_CLIPS = 1500
+"""Clips whose frames the teacher's codebook is fitted on."""
+_RECORDINGS = 200
+"""In one shard."""
+_VALIDATION = 64
+"""Clips kept out of training, at most an eighth, to measure it on."""
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """One teacher's listening to the corpus."""
+
+    targets: str
+    """Directory of the workspace for the clips and their units."""
+    codebook: str
+    """File of the workspace for the teacher's codebook."""
+    clusters: int
+    encoder: str = ""
+    """Directory of the workspace with a HuBERT that is the teacher; empty: the recipe's `encoder.training.teacher`."""
+
+    def file(self, shard: dict[str, Any]) -> str:
+        """Where the clips of a shard go."""
+        part = "" if shard["first"] < 0 else f"-{shard['first']}"
+        return f"{self.targets}/{Path(shard['file']).stem}{part}.parquet"
+
+
+def shares(count: int, seed: int) -> tuple[Any, Any]:
+    """(training, measuring): numbers of the clips of each, drawn by the seed."""
+    import numpy as np
+
+    order = np.random.default_rng(seed).permutation(count)
+    kept_out = min(_VALIDATION, count // 8)
+    return order[kept_out:], order[:kept_out]
+
+
+def label(context: Context, labelling: Labelling) -> dict[str, Any]:
+    """Write `labelling.targets`, but for what an attempt that was killed has written."""
+    import numpy as np
+    import pyarrow.compute as pc
+    import ray
+    import ray.data
+    from safetensors.numpy import load, save
+
+    from speechgpt.speech import codebook
+
+    workspace, training = context.workspace, context.recipe.encoder.training
+    files = [name for name in workspace.list("speech") if name.endswith(".parquet")]
+    recordings = (
+        workspace.read_table("manifest/utterances.parquet") if workspace.exists("manifest/utterances.parquet") else None
+    )
+    shards: list[dict[str, Any]] = [{"file": name, "first": -1} for name in files]
+    if recordings is not None:
+        shards += [
+            {"file": "manifest/utterances.parquet", "first": first} for first in range(0, len(recordings), _RECORDINGS)
+        ]
+    if not shards:
+        raise JobError(
+            f"{workspace.uri}: no clip in speech/ or manifest/utterances.parquet; run manifest and synthesize"
+        )
+    pool = context.recipe.resources.tokenisation
+    actors: dict[str, Any] = {
+        "compute": ray.data.ActorPoolStrategy(min_size=pool.min_actors, max_size=pool.max_actors),
+        "num_cpus": pool.cpus,
+        "num_gpus": pool.gpus if labelling.encoder else 0,
+    }
+    if not workspace.exists(labelling.codebook):
+        frames: dict[str, Any] = {}
+        share = max(1, _SAMPLED_CLIPS // len(shards))
+        dataset = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
+            TeacherSample,  # type: ignore[arg-type]  # Ray takes classes, its types do not say so
+            fn_constructor_args=(workspace, context.recipe, labelling, share),
+            **actors,
+        )
+        with context.progress.count("teacher: sampling", len(shards), "shards") as counter:
+            for row in dataset.iter_rows():
+                frames[row["shard"]] = np.frombuffer(row["frames"], np.float32).reshape(-1, row["dimensions"])
+                counter.advance()
+        # In the order of the shards, not of their arrival: the same seed fits the same codebook.
+        sample = np.concatenate([frames[name] for name in sorted(frames)])
+        sample = sample[np.random.default_rng(context.recipe.seed).permutation(len(sample))[: training.teacher.frames]]
+        mean, deviation = sample.mean(0), sample.std(0) + 1e-5
+        book, report = codebook.fit((sample - mean) / deviation, labelling.clusters, seed=context.recipe.seed)
+        # The codebook is moved to the teacher's own scale, so that one affine map of a frame finds its unit.
+        tensors = {"centroids": book.centroids.numpy(), "mean": mean, "deviation": deviation}
+        workspace.write_bytes(labelling.codebook, save(tensors))
+        context.progress.say(f"teacher's codebook: {report}")
+    teacher = ray.put(load(workspace.read_bytes(labelling.codebook)))
+    done = set(workspace.list(labelling.targets))
+    missing = [s for s in shards if labelling.file(s) not in done]
+    with context.progress.count(
+        "teacher: labelling", len(shards), "shards", done=len(shards) - len(missing)
+    ) as counter:
+        if missing:
+            labelled = ray.data.from_items(missing, override_num_blocks=len(missing)).map(
+                TeacherLabels,  # type: ignore[arg-type]  # Ray takes classes, its types do not say so
+                fn_constructor_args=(workspace, context.recipe, labelling, teacher),
+                **actors,
+            )
+            for _ in labelled.iter_rows():
+                counter.advance()
+    seconds = pc.sum(workspace.read_table(labelling.targets)["seconds"]).as_py()
+    return {"hours": seconds / 3600, "teacher_clusters": labelling.clusters}
+
+
+def _clips(workspace: Any, shard: dict[str, Any], max_seconds: float) -> Iterator[tuple[bytes, Any]]:
+    """FLAC bytes and samples of the shard's training clips; what cannot be decoded is left to `tokenize` to report."""
+    from speechgpt.runtime.recordings import sound_of
+    from speechgpt.speech import audio
+
+    table = workspace.read_table(shard["file"])
+    if shard["first"] >= 0:
+        table = table.slice(shard["first"], _RECORDINGS)
+    for row in table.to_pylist():
+        if row.get("split") == "heldout" or row.get("stranger"):
+            continue
+        try:
+            wave = audio.decode(sound_of(row), max_seconds=max_seconds)
+        except (audio.AudioError, OSError):
+            continue
+        yield row.get("audio") or audio.encode(wave, "flac"), wave
+
+
+class TeacherSample:
+    """Teacher frames of a few clips of a shard."""
+
+    def __init__(self, workspace: Any, recipe: Any, labelling: Labelling, share: int) -> None:
+        self._workspace, self._recipe, self._labelling, self._share = workspace, recipe, labelling, share
+        self._teacher = _teacher(workspace, recipe, labelling)
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        import numpy as np
+
+        clips = [wave for _, wave in _clips(self._workspace, shard, self._recipe.data.max_seconds)]
+        chosen = np.random.default_rng(self._recipe.seed).permutation(len(clips))[: self._share]
+        frames = np.concatenate([self._teacher.frames(clips[i]) for i in chosen] or [np.zeros((0, 1), np.float32)])
+        return {
+            "shard": self._labelling.file(shard),
+            "frames": frames.astype(np.float32).tobytes(),
+            "dimensions": frames.shape[1],
+        }
+
+
+class TeacherLabels:
+    """Writes a shard's clips with the teacher's unit of each frame."""
+
+    def __init__(self, workspace: Any, recipe: Any, labelling: Labelling, teacher: Any) -> None:
+        import ray
+        import torch
+
+        from speechgpt.speech.codebook import Codebook
+
+        tensors = ray.get(teacher)
+        self._workspace, self._labelling = workspace, labelling
+        self._teacher = _teacher(workspace, recipe, labelling)
+        self._max_seconds = recipe.data.max_seconds
+        self._mean, self._deviation = tensors["mean"], tensors["deviation"]
+        self._codebook = Codebook(torch.from_numpy(tensors["centroids"].copy()))
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        import pyarrow as pa
+        import torch
+
+        from speechgpt.speech.audio import SAMPLE_RATE
+
+        rows = []
+        for flac, wave in _clips(self._workspace, shard, self._max_seconds):
+            frames = torch.from_numpy((self._teacher.frames(wave) - self._mean) / self._deviation)
+            targets = self._codebook.assign(frames).numpy().astype("int16")
+            rows.append({"audio": flac, "targets": targets, "seconds": len(wave) / SAMPLE_RATE})
+        schema = pa.schema({"audio": pa.binary(), "targets": pa.list_(pa.int16()), "seconds": pa.float64()})
+        self._workspace.write_table(self._labelling.file(shard), pa.Table.from_pylist(rows, schema))
+        return {"clips": len(rows)}
+
+
+def _teacher(workspace: Any, recipe: Any, labelling: Labelling) -> Any:
+    """What gives `frames(wave)`, in an actor."""
+    import torch
+
+    from speechgpt.speech.teacher import HubertTeacher, open_teacher
+
+    torch.set_num_threads(1)
+    if not labelling.encoder:
+        return open_teacher(recipe.encoder.training.teacher)
+    with workspace.fetch(labelling.encoder) as directory:
+        return HubertTeacher(directory)

@@ -1,0 +1,52 @@
+"""The other side of `bench serve`, in a process of its own: speech as the original makes it, one request at a time.
+
+    python -m serve.bench_original BUNDLE TOKENS
+
+transformers' `generate` until the answer is whole, then the vocoder over all of it, without a server in between. One
+JSON object a line each way; of torch's threads it takes as many as torch chooses, or one if that is faster.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main(bundle: Path, tokens: int) -> None:
+    # What libraries print must not come between the answers.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    import torch
+
+    from speechgpt.language.config import GenerationSection
+    from speechgpt.language.model import SpeechLanguageModel
+    from speechgpt.speech.audio import SAMPLE_RATE
+    from speechgpt.speech.vocoder import Vocoder
+
+    adapter = bundle / "adapter" if (bundle / "adapter").is_dir() else None
+    model, voice = SpeechLanguageModel.load(bundle / "language", adapter), Vocoder.load(bundle / "vocoder")
+    if model.model.device.type == "cpu":
+        model.model.float()
+    generation = GenerationSection(max_new_tokens=tokens)
+
+    def answer(text: str, seed: int) -> dict[str, Any]:
+        began = time.perf_counter()
+        [wave] = voice.synthesize(model.speak([text], generation, seed))
+        return {"taken": time.perf_counter() - began, "sound": len(wave) / SAMPLE_RATE}
+
+    def timed(threads: int) -> float:
+        torch.set_num_threads(threads)
+        answer("hello", 0)
+        return min(answer("hello", 0)["taken"] for _ in range(2))
+
+    torch.set_num_threads(min({1, torch.get_num_threads()}, key=timed))
+    answers.write(json.dumps({"threads": torch.get_num_threads()}) + "\n")
+    for line in sys.stdin:
+        answers.write(json.dumps(answer(**json.loads(line))) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,34 @@
+"""Models that are small enough to be made in a test, and their settings as transformers' configurations take them."""
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+LLAMA = dict(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+)
+HUBERT = dict(
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=64,
+    conv_dim=(16,) * 7,
+    num_conv_pos_embeddings=16,
+    num_conv_pos_embedding_groups=4,
+)
+HUBERT_LAYOUTS = {
+    "base": {"feat_extract_norm": "group", "do_stable_layer_norm": False},
+    "large": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},
+}
+"""What distinguishes HuBERT Base from HuBERT Large but for size."""
+
+
+def tiny_llama(tied: bool = True) -> LlamaForCausalLM:
+    """The same weights each time."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=tied))

@@ -1,0 +1,132 @@
+"""A crowd for which there is no room is refused at the door, and nobody else is."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from serve.edge import BUNDLE_HEADER, Edge
+from serve.errors import ApiError
+from serve.surge import Surge
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_refusal_holds_until_something_ends_or_for_a_moment() -> None:
+    clock = Clock()
+    surge = Surge(clock)
+    assert surge.retry_after is None
+    surge.refused("3")
+    assert surge.retry_after == "3"
+    surge.ended()
+    assert surge.retry_after is None
+    surge.refused(None)
+    clock.now += 0.2
+    assert surge.retry_after == "1"
+    clock.now += 0.1
+    assert surge.retry_after is None
+
+
+class Service:
+    """Room for two POSTs, each as long as `done` is not set; the others are refused as the gateway does."""
+
+    def __init__(self) -> None:
+        self.inside = self.asked = 0
+        self.done = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.asked += 1
+        status, error = 200, None
+        if scope["path"] == "/limited":
+            error = ApiError(429, "Your key's own limit.", code="rate_limit_exceeded", retry_after=9)
+        elif scope["path"] == "/wrong":
+            error = ApiError(400, "This is no JSON.", code="invalid_json")
+        elif scope["method"] == "POST" and self.inside == 2:
+            error = ApiError(429, "The service is at capacity; try again shortly.", code="at_capacity", retry_after=3)
+        if error:
+            status = error.status
+            await error.response()(scope, receive, lambda message: self._stamped(message, send))
+            return
+        self.inside += 1
+        try:
+            if scope["method"] == "POST":
+                await self.done.wait()
+            await self._stamped({"type": "http.response.start", "status": status, "headers": []}, send)
+            await send({"type": "http.response.body", "body": b"{}"})
+        finally:
+            self.inside -= 1
+
+    @staticmethod
+    async def _stamped(message: Message, send: Send) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (BUNDLE_HEADER.encode(), b"digest")]}
+        await send(message)
+
+
+async def ask(edge: Edge, path: str = "/v1/chat/completions", method: str = "POST") -> tuple[int, dict[bytes, bytes]]:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "headers": []}
+    await edge(scope, receive, send)
+    return sent[0]["status"], dict(sent[0]["headers"])
+
+
+def test_the_gateway_is_asked_once_and_again_when_there_is_room() -> None:
+    async def crowd() -> None:
+        service = Service()
+        edge = Edge(service)
+        inside = [asyncio.create_task(ask(edge)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        replies = [await ask(edge) for _ in range(20)]
+        assert {status for status, _ in replies} == {429}
+        assert {headers[b"retry-after"] for _, headers in replies} == {b"3"}
+        assert service.asked == 3, "two that had room and one that had none"
+        assert (await ask(edge, "/v1/models", "GET"))[0] == 200, "what needs no room is answered"
+        assert (await ask(edge))[0] == 429 and service.asked == 4
+        service.done.set()
+        assert [status for status, _ in await asyncio.gather(*inside)] == [200, 200]
+        assert (await ask(edge))[0] == 200
+
+    asyncio.run(crowd())
+
+
+@pytest.mark.parametrize("path", ["/limited", "/wrong"])
+def test_the_refusals_of_one_client_shut_nobody_else_out(path: str) -> None:
+    async def both() -> None:
+        service = Service()
+        service.done.set()
+        edge = Edge(service)
+        assert (await ask(edge, path))[0] in (429, 400)
+        assert (await ask(edge))[0] == 200
+
+    asyncio.run(both())
+
+
+def test_what_ends_badly_makes_no_room() -> None:
+    async def crowd() -> None:
+        service = Service()
+        edge = Edge(service)
+        inside = [asyncio.create_task(ask(edge)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        late = asyncio.create_task(ask(edge, "/wrong"))
+        await asyncio.sleep(0)
+        assert (await ask(edge))[0] == 429
+        await late
+        asked = service.asked
+        assert (await ask(edge))[0] == 429 and service.asked == asked
+        service.done.set()
+        await asyncio.gather(*inside)
+
+    asyncio.run(crowd())
