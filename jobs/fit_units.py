@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from importlib import resources
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +33,8 @@ _SHIPPED = "package:bundles/nano/encoder/kmeans.safetensors"
 _FRAMES_A_SECOND = 50
 _TASK_SECONDS = 60.0
 """Sound that one task turns into frames."""
+_AHEAD = 2
+"""Tasks that an actor knows of: it never waits, and a corpus is not a list of pending tasks."""
 
 
 class Clip(NamedTuple):
@@ -66,13 +68,23 @@ def run(context: Context) -> dict[str, Any]:
     actor: Any = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus)(Featurizer)
     # A group's frames stay with the actor of its number, so that sums are formed in the same order each time.
     actors = [actor.remote(workspace, recipe) for _ in range(min(pool.max_actors, len(groups)))]
+    queues = [iter(range(first, len(groups), len(actors))) for first in range(len(actors))]
     counts: dict[int, int] = {}
+    waiting: dict[Any, tuple[int, int]] = {}
+
+    def send(place: int) -> None:
+        if (group := next(queues[place], None)) is not None:
+            waiting[actors[place].keep.remote(group, groups[group])] = place, group
+
     with context.progress.count("frames of the codebook", len(groups), "batches") as counter:
-        waiting = {actors[n % len(actors)].keep.remote(n, group): n for n, group in enumerate(groups)}
+        for place in [*range(len(actors))] * _AHEAD:
+            send(place)
         while waiting:
             (done, *_), _ = ray.wait([*waiting], num_returns=1)
-            counts[waiting.pop(done)] = ray.get(done)
+            place, group = waiting.pop(done)
+            counts[group] = ray.get(done)
             counter.advance()
+            send(place)
     limits = _within([counts[n] for n in range(len(groups))], recipe.codebook.frames)
     report: dict[str, Any] = {}
     if recipe.codebook.init == "shipped":
@@ -113,12 +125,14 @@ def _fit(context: Context, actors: list[Any], limits: list[int]) -> tuple["Codeb
     order = start_sample(total, section.clusters, seed)
     drawn = np.sort(order)
     firsts = np.concatenate([[0], np.cumsum(limits)])
-    asked = [
-        actors[n % len(actors)].take.remote(n, drawn[(drawn >= first) & (drawn < first + limit)] - first)
-        for n, (first, limit) in enumerate(zip(firsts[:-1], limits, strict=True))
-    ]
+    wanted: list[dict[int, np.ndarray]] = [{} for _ in actors]
+    for group, (first, limit) in enumerate(zip(firsts[:-1], limits, strict=True)):
+        start, end = np.searchsorted(drawn, [first, first + limit])
+        wanted[group % len(actors)][group] = drawn[start:end] - first
+    taken = ray.get([actor.take.remote(which) for actor, which in zip(actors, wanted, strict=True)])
+    in_order = [taken[group % len(actors)][group] for group in range(len(limits))]
     # In the order in which they were drawn: k-means++ then starts where `codebook.fit` would.
-    sampled = np.concatenate(ray.get(asked))[np.searchsorted(drawn, order)]
+    sampled = np.concatenate(in_order)[np.searchsorted(drawn, order)]
 
     def one_pass(centroids: "np.ndarray") -> kmeans_passes.Partial:
         shared = ray.put(centroids)
@@ -207,11 +221,11 @@ class Featurizer:
         np.save(self._file(group), joined)
         return len(joined)
 
-    def take(self, group: int, which: "np.ndarray") -> "np.ndarray":
-        """Frames of a group, float32 [n, dimensions]."""
+    def take(self, which: "dict[int, np.ndarray]") -> "dict[int, np.ndarray]":
+        """Frames of groups by their numbers there, float32 [n, dimensions] each."""
         import numpy as np
 
-        return np.load(self._file(group), mmap_mode="r")[which]
+        return {group: np.load(self._file(group), mmap_mode="r")[numbers] for group, numbers in which.items()}
 
     def partial(self, limits: list[int], centroids: "np.ndarray") -> Any:
         """This actor's part of a pass. limits: how many of each group's frames take part."""
@@ -244,19 +258,20 @@ class Featurizer:
         return self._folder / f"{group}.npy"
 
     def _heard(self, clips: list[Clip]) -> "list[np.ndarray]":
-        """float32 [frames, dimensions] of each clip."""
+        """float32 [frames, dimensions] of each clip. clips: in order."""
         from speechgpt.runtime.recordings import sound_of
         from speechgpt.speech import audio
         from speechgpt.speech.encoder import frames_of_each
 
         waves = []
-        tables = {file: self._workspace.read_table(file) for file in {clip.file for clip in clips}}
-        for clip in clips:
-            row = tables[clip.file].slice(clip.row, 1).to_pylist()[0]
-            try:
-                waves.append(audio.decode(sound_of(row), max_seconds=self._longest))
-            except (audio.AudioError, OSError):
-                continue
+        for file, of_file in groupby(clips, key=lambda clip: clip.file):
+            rows = [clip.row for clip in of_file]
+            table = self._workspace.read_rows(file, rows[0], rows[-1] - rows[0] + 1)
+            for row in table.take([number - rows[0] for number in rows]).to_pylist():
+                try:
+                    waves.append(audio.decode(sound_of(row), max_seconds=self._longest))
+                except (audio.AudioError, OSError):
+                    continue
         return [frames.numpy() for frames in frames_of_each(self._features, waves, self._budget)]
 
 

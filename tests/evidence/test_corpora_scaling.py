@@ -1,6 +1,8 @@
-"""`tokenize` as corpora and clusters grow: memory stays, and nodes that need not share processors add up."""
+"""`tokenize` and `fit-units` as corpora and clusters grow: memory stays, and nodes that share no processor add up."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -29,12 +31,15 @@ SECONDS = 0.4
 """Of a clip."""
 FILES = (400, 4000)
 SHARDS, SLEEP, NODES = 200, 2.0, 4
+FRAMES = int(os.environ.get("EVIDENCE_FRAMES", "100_000_000"))
+FRAME_BYTES = 64 * 4
+"""Of the recipe `tiny`."""
 
 
 @contextmanager
-def cluster(log: Path) -> Iterator[tuple[str, Callable[[str], str]]]:
-    """Address of a cluster of one node, and what takes the orders of `changing_cluster.py`."""
-    command = [sys.executable, str(Path(__file__).with_name("changing_cluster.py")), "1"]
+def cluster(log: Path, cpus: int = 1) -> Iterator[tuple[str, Callable[[str], str]]]:
+    """Address of a cluster of one node with so many processors, and what takes the orders of `changing_cluster.py`."""
+    command = [sys.executable, str(Path(__file__).with_name("changing_cluster.py")), str(cpus)]
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True
@@ -85,8 +90,8 @@ def own_memory(process: psutil.Process) -> int:
     return 0
 
 
-def peaks(driver: subprocess.Popen[bytes]) -> dict[str, int]:
-    """The most memory that the driver, and any one worker of the job, ever had, in bytes."""
+def peaks(driver: subprocess.Popen[bytes], actor: str) -> dict[str, int]:
+    """The most memory that the driver, and any one worker of the job (an `actor`), ever had, in bytes."""
     found = {"driver": 0, "worker": 0}
     while driver.poll() is None:
         for process in psutil.process_iter():
@@ -94,7 +99,7 @@ def peaks(driver: subprocess.Popen[bytes]) -> dict[str, int]:
                 title = " ".join(process.cmdline())
                 if process.pid == driver.pid:
                     found["driver"] = max(found["driver"], own_memory(process))
-                elif title.startswith("ray::") and "Tokenizer" in title and process.username() == _me():
+                elif title.startswith("ray::") and actor in title and process.username() == _me():
                     found["worker"] = max(found["worker"], own_memory(process))
         time.sleep(0.5)
     return found
@@ -113,7 +118,7 @@ def test_memory_is_flat_in_the_number_of_files(tmp_path, record_property):
         with cluster(tmp_path / "cluster.log") as (address, _):
             settings = ("corpora.shard_seconds=20", "resources.tokenisation={min_actors: 1, max_actors: 1, cpus: 1}")
             driver = started("tokenize_driver.py", address, log, place.uri, *settings)
-            measured.append(peaks(driver))
+            measured.append(peaks(driver, "Tokenizer"))
         assert driver.returncode == 0, log.read_text()[-4000:]
         assert place.read_table("units").num_rows == files
         for who, most in measured[-1].items():
@@ -121,6 +126,37 @@ def test_memory_is_flat_in_the_number_of_files(tmp_path, record_property):
     few, many = measured
     for who in few:
         assert many[who] <= 1.1 * few[who], (few, many)
+
+
+def test_a_codebook_takes_the_memory_of_a_batch(tmp_path, record_property):
+    """k-means of a hundred million frames takes the memory of ten million: driver and workers within 10 %."""
+    if shutil.disk_usage(tmp_path).free < 1.2 * FRAMES * FRAME_BYTES:
+        pytest.skip(f"needs {1.2 * FRAMES * FRAME_BYTES / 1e9:.0f} GB of disk")
+    measured = []
+    for frames in (FRAMES // 10, FRAMES):
+        place, log = Workspace(tmp_path / f"{frames}"), tmp_path / f"{frames}.log"
+        corpus(place, 1, tmp_path / "sounds")
+        rows = [{"id": f"{n:06d}", "path": "", "split": "train", "seconds": 60.0} for n in range(-(-frames // 3000))]
+        place.write_table("manifest/utterances.parquet", pa.Table.from_pylist(rows, UTTERANCE_SCHEMA), group_rows=512)
+        settings = (
+            f"codebook={{clusters: 100, frames: {frames}, iterations: 4}}",
+            "resources.tokenisation={max_actors: 2, cpus: 1}",
+        )
+        began = time.monotonic()
+        with cluster(tmp_path / "cluster.log", cpus=2) as (address, _):
+            driver = started("frames_driver.py", address, log, place.uri, *settings)
+            measured.append(peaks(driver, "Featurizer"))
+        assert driver.returncode == 0, log.read_text()[-4000:]
+        found = json.loads(log.read_text().strip().splitlines()[-1])
+        assert found["frames"] == frames and found["iterations"] == 4
+        record_property(f"{frames} frames, seconds", round(time.monotonic() - began))
+        record_property(f"{frames} frames, inertia a frame", round(found["inertia"], 4))
+        record_property(f"{frames} frames, dead units", found["dead_units"])
+        for who, most in measured[-1].items():
+            record_property(f"{frames} frames, {who}, MB", round(most / 1e6, 1))
+    few, many = measured
+    for who in few:
+        assert 0 < many[who] <= 1.1 * few[who], (few, many)
 
 
 def test_nodes_that_sleep_add_up(tmp_path, record_property):

@@ -57,7 +57,9 @@ def prompts(language: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("language", "ear"), [("es", WHISPER), ("fr", WHISPER), ("it", WHISPER), ("es", HUBERT)], ids=["es", "fr", "it", "es-masked"]
+    ("language", "ear"),
+    [("es", WHISPER), ("fr", WHISPER), ("it", WHISPER), ("es", HUBERT)],
+    ids=["es", "fr", "it", "es-masked"],
 )
 def test_recordings_alone_become_units_that_speak(
     language: str, ear: tuple[str, ...], tmp_path: Path, record_property: Any
