@@ -28,6 +28,7 @@ from speechgpt.speech.codebook import Codebook
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(3600)]
 
 FILES = int(os.environ.get("EVIDENCE_FILES", "5000"))
+MANIFEST = os.environ.get("EVIDENCE_MANIFEST", "")
 SETTINGS = (
     "data.max_bad_fraction=1",
     "corpora.shard_seconds=20",
@@ -104,9 +105,7 @@ def corpus(place: Workspace, folder: Path) -> dict[str, str]:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda file: place.write_bytes(f"sounds/{file.name}", file.read_bytes()), files))
     place.write_table("manifest/utterances.parquet", pa.Table.from_pylist(rows, UTTERANCE_SCHEMA), group_rows=512)
-    with place.stage("encoder") as target:
-        hubert.save(hubert.scratch(load("tiny").encoder.architecture, seed=1), target, layer=2, normalize=True)
-        Codebook(torch.randn(32, 64, generator=torch.Generator().manual_seed(1))).save(target)
+    add_encoder(place)
     return reasons
 
 
@@ -114,8 +113,15 @@ def content(place: Workspace) -> dict[str, str]:
     return {part: place.digest(part) for part in ("units", "quarantine")}
 
 
-def check(place: Workspace, folder: Path, record_property) -> None:
-    reasons = corpus(place, folder / "sounds")
+def add_encoder(place: Workspace) -> None:
+    with place.stage("encoder") as target:
+        hubert.save(hubert.scratch(load("tiny").encoder.architecture, seed=1), target, layer=2, normalize=True)
+        Codebook(torch.randn(32, 64, generator=torch.Generator().manual_seed(1))).save(target)
+
+
+def check(place: Workspace, folder: Path, reasons: dict[str, str], record_property) -> None:
+    """reasons: {path: why} of the recordings that are to be refused."""
+    files = place.count_rows("manifest/utterances.parquet")
     shards = len(plan(place, load("tiny", SETTINGS)))
     log = folder / "log"
     with cluster(folder / "cluster.log") as (address, nodes):
@@ -126,7 +132,7 @@ def check(place: Workspace, folder: Path, record_property) -> None:
         unbroken = content(place)
         refused = place.read_table("quarantine").to_pylist()
         assert {row["source"]: row["reason"] for row in refused} == reasons
-        assert place.read_table("units").num_rows == FILES - len(reasons)
+        assert place.read_table("units").num_rows == files - len(reasons)
         for part in unbroken:
             place.delete(part)
         began = time.monotonic()
@@ -142,7 +148,7 @@ def check(place: Workspace, folder: Path, record_property) -> None:
         driver = start(place, address, log)
         assert driver.wait(3000) == 0, log.read_text()[-4000:]
         assert content(place) == unbroken
-        record_property("files", FILES)
+        record_property("files", files)
         record_property("shards", shards)
         record_property("in quarantine", len(reasons))
         record_property("unbroken, seconds", round(unbroken_seconds, 1))
@@ -151,7 +157,19 @@ def check(place: Workspace, folder: Path, record_property) -> None:
 
 def test_in_a_directory(tmp_path, record_property):
     """A corpus in ten formats, its driver killed twice and a node of three taken away, ends as an unbroken run."""
-    check(Workspace(tmp_path / "work"), tmp_path, record_property)
+    place = Workspace(tmp_path / "work")
+    check(place, tmp_path, corpus(place, tmp_path / "sounds"), record_property)
+
+
+@pytest.mark.skipif(not MANIFEST, reason="EVIDENCE_MANIFEST names no manifest of recordings")
+def test_of_recordings(tmp_path, record_property):
+    """The same with real recordings, those of the manifest that EVIDENCE_MANIFEST names."""
+    place = Workspace(tmp_path / "work")
+    chosen = ["--set", f"data.extra_manifests=[{MANIFEST}]", "--set", "data.shipped_recordings=false"]
+    job = [sys.executable, "-m", "speechgpt.cli", "manifest", "--recipe", "tiny", "--workspace", place.uri, *chosen]
+    subprocess.run(job, check=True)
+    add_encoder(place)
+    check(place, tmp_path, {}, record_property)
 
 
 def test_on_s3(tmp_path, s3_bucket, s3_server, record_property, monkeypatch):
@@ -161,7 +179,8 @@ def test_on_s3(tmp_path, s3_bucket, s3_server, record_property, monkeypatch):
         buckets.filesystem.cache_clear()
         buckets._client.cache_clear()
         try:
-            check(Workspace(f"s3://{s3_bucket}/work"), tmp_path, record_property)
+            place = Workspace(f"s3://{s3_bucket}/work")
+            check(place, tmp_path, corpus(place, tmp_path / "sounds"), record_property)
         finally:
             buckets.filesystem.cache_clear()
             buckets._client.cache_clear()
