@@ -9,6 +9,8 @@ from typing import Any
 
 import aiohttp
 
+QUESTION = "what is two plus three"
+"""To which the tiny bundles have learnt to answer in the form that is asked for."""
 RETRYABLE = (408, 409, 429)
 """Statuses that OpenAI's clients try again, beside all of 500 and more, unless `x-should-retry` says no."""
 
@@ -135,7 +137,7 @@ def _session(seconds: float) -> aiohttp.ClientSession:
 
 
 def chat(model: str, *, stream: bool = False, spoken: bool = False, tokens: int | None = None) -> Ask:
-    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "what is two plus three"}]}
+    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": QUESTION}]}
     body |= {"stream": stream} | ({"max_completion_tokens": tokens} if tokens else {})
     if spoken:
         body |= {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "pcm16"}}

@@ -30,6 +30,7 @@ import pytest
 from hostile_clients import Vanishing, as_form, as_json, endless_body, first_line, request, vanish
 from hostile_sound import EIGHT_HOURS, babble, silence, wav
 from live_service import LiveService, live_service, until
+from load import QUESTION
 
 from serve import run
 from speechgpt.recipe import Recipe
@@ -43,7 +44,7 @@ PLACES, QUEUE = 4, 8
 MEBIBYTE = 1 << 20
 
 
-def written(text: str = "hello", **more: Any) -> dict[str, Any]:
+def written(text: str = QUESTION, **more: Any) -> dict[str, Any]:
     return {"model": "endless", "messages": [{"role": "user", "content": text}], **more}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from load import QUESTION
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -36,7 +37,7 @@ def test_sigterm_ends_a_service_and_no_answer(
         while not _ready(url):
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
             time.sleep(1)
-        body = {"model": "endless", "messages": [{"role": "user", "content": "hello"}], "stream": True,
+        body = {"model": "endless", "messages": [{"role": "user", "content": QUESTION}], "stream": True,
                 "modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "pcm16"},
                 "max_completion_tokens": TOKENS}  # fmt: skip
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=240) as reply:

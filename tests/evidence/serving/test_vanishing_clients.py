@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hostile_clients import as_form, as_json, moments, vanish
 from live_service import live_service, until
+from load import QUESTION
 
 from speechgpt.recipe import Recipe
 
@@ -23,7 +24,7 @@ def test_500_clients_that_vanish(
     language = tiny.serving.language.model_copy(
         update={"max_ongoing_requests": 8, "max_queued_requests": 32, "batch": 8}
     )
-    asked = {"model": "endless", "messages": [{"role": "user", "content": "hello"}]}
+    asked = {"model": "endless", "messages": [{"role": "user", "content": QUESTION}]}
     spoken = asked | {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "pcm16"}}
     reading = {"model": "endless", "voice": "alloy", "input": "hello", "response_format": "pcm"}
     requests = [
