@@ -82,6 +82,14 @@ def test_who_leaves_changes_nobody_else(model):
     assert (batch.active, batch.waiting) == (0, 0)
 
 
+def test_nothing_is_kept_for_the_longest_reply_there_ever_was(model):
+    ids, kind = asked(model, *QUESTIONS[0])[1:]
+    batch = ContinuousBatch(model, 2)
+    first = run(batch, [[(ids, kind, GREEDY, 0)]])
+    assert sum(layer.keys.numel() + layer.values.numel() for layer in batch._cache.layers) == 0
+    assert run(batch, [[(ids, kind, GREEDY, 0)]]) == first
+
+
 def test_a_prompt_that_fills_the_context_is_refused(model):
     with pytest.raises(ValueError, match="1024"):
         ContinuousBatch(model, 1).add([5] * 1024, "text", GREEDY, 0)

@@ -203,6 +203,8 @@ class ContinuousBatch:
             self._cache.move(last, place, self._rows[last].length)
             self._rows[place] = self._rows[last]
         del self._rows[last]
+        if not self._rows:
+            self._cache.let_go()
 
     def _make_grammar(self, kind: Kind) -> tuple[Grammar, Tensor]:
         vocabulary = self._model.vocabulary
@@ -224,7 +226,8 @@ def _layers(model: Any) -> int:
 
 
 class _RowCache(Cache):
-    """Keys and values of each reply in a row of its own, its token n at position n; it grows with the longest."""
+    """Keys and values of each reply in a row of its own, its token n at position n. It grows with the longest, until
+    there is none."""
 
     def __init__(self, layers: int, slots: int) -> None:
         self._own = [_RowLayer(slots) for _ in range(layers)]
@@ -244,6 +247,11 @@ class _RowCache(Cache):
             layer.room_for(keys.shape[1])
             layer.keys[row, :, : keys.shape[1]] = keys
             layer.values[row, :, : keys.shape[1]] = values
+
+    def let_go(self) -> None:
+        """Give back what the longest reply took, however many are to come that are shorter."""
+        for layer in self._own:
+            layer.lazy_initialization(layer.keys, layer.values)
 
     def move(self, source: int, target: int, count: int) -> None:
         for layer in self._own:
