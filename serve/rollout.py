@@ -102,8 +102,12 @@ class ServedCluster:
         if self.source is None or self.source.digest != route["digest"]:
             raise ValueError(f"{route['application']} is not the bundle that was checked")
         name = route["application"]
-        bundle = app.bundle_application(self.source, self.serving, self._runtime_env, self._wanted())
-        serve.run_many([RunTarget(bundle, name, route_prefix=None)], wait_for_applications_running=False)
+        # What a promotion that was killed has left comes up by itself; deployed once more, all its replicas would be
+        # replaced, for which a full cluster has no room.
+        left = serve.status().applications.get(name)
+        if left is None or left.status not in (ApplicationStatus.DEPLOYING, ApplicationStatus.RUNNING):
+            bundle = app.bundle_application(self.source, self.serving, self._runtime_env, self._wanted())
+            serve.run_many([RunTarget(bundle, name, route_prefix=None)], wait_for_applications_running=False)
         until = time.monotonic() + self._deploy_seconds
         while (status := serve.status().applications[name]).status != ApplicationStatus.RUNNING:
             if status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):

@@ -203,12 +203,12 @@ def test_one_whose_first_sound_is_late_is_taken_back(
     record_property("reason", str(caught.value))
 
 
-@pytest.mark.parametrize("when", ["comes up", "gets 30%", "gets 100%"])
+@pytest.mark.parametrize(("voice", "when"), enumerate(["comes up", "gets 30%", "gets 100%"], 20))
 def test_a_promotion_that_is_killed_is_repaired_by_the_next(
-    when: str, running: Running, make: Callable, record_property: Callable[[str, object], None]
+    voice: int, when: str, running: Running, make: Callable, record_property: Callable[[str, object], None]
 ) -> None:
     """kill -9 at any stage of a promotion fails no request, and the next promotion takes it up and completes it."""
-    new = make(f"after-{when.replace(' ', '-').replace('%', '')}", bundle_variants.voice(len(when) + 20))
+    new = make(f"after-{voice}", bundle_variants.voice(voice))
     with load(running.url) as seen:
         killed_at(when, new)
         time.sleep(2)
