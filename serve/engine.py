@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from serve.errors import described
-from serve.worker import give_way
+from serve.worker import give_back_memory, give_way
 from speechgpt.language.config import GenerationSection
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ class LocalEngine:
 
     def _work(self) -> None:
         give_way()
+        give_back_memory()
         while True:
             with self._lock:
                 orders, self._orders = self._orders, []

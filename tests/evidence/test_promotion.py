@@ -18,7 +18,7 @@ from types import ModuleType
 import bundle_variants
 import httpx
 import pytest
-from live_service import alive_actors
+from live_service import alive_actors, until
 from promotion_load import Load, load
 
 from serve import app, promote, run
@@ -224,8 +224,10 @@ def test_one_that_was_killed_can_be_taken_back(running: Running, make: Callable)
     """--abort after a kill puts everything back to the old bundle, and no request fails."""
     new, serving = make("aborted", bundle_variants.voice(40)), running.serving()
     with load(running.url) as seen:
-        killed_at("gets 30%", new)
-        assert promote.state()["canary"] == digest(new)
+        process = promoting(new)
+        assert until(lambda: promote.state()["canary"] == digest(new))
+        process.kill()
+        process.wait()
         promote.abort(NoRegistry(), print)
     assert seen.failed == []
     assert running.serving() == serving
