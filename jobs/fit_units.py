@@ -124,15 +124,16 @@ def _fit(context: Context, actors: list[Any], limits: list[int]) -> tuple["Codeb
     total = sum(limits)
     order = start_sample(total, section.clusters, seed)
     drawn = np.sort(order)
-    firsts = np.concatenate([[0], np.cumsum(limits)])
-    wanted: list[dict[int, np.ndarray]] = [{} for _ in actors]
-    for group, (first, limit) in enumerate(zip(firsts[:-1], limits, strict=True)):
-        start, end = np.searchsorted(drawn, [first, first + limit])
-        wanted[group % len(actors)][group] = drawn[start:end] - first
-    taken = ray.get([actor.take.remote(which) for actor, which in zip(actors, wanted, strict=True)])
-    in_order = [taken[group % len(actors)][group] for group in range(len(limits))]
+    firsts = np.cumsum([0, *limits[:-1]])
+    groups = np.searchsorted(firsts, drawn, side="right") - 1
+    owners = groups % len(actors)
+    asked = [
+        actor.take.remote(groups[owners == number], (drawn - firsts[groups])[owners == number])
+        for number, actor in enumerate(actors)
+    ]
     # In the order in which they were drawn: k-means++ then starts where `codebook.fit` would.
-    sampled = np.concatenate(in_order)[np.searchsorted(drawn, order)]
+    places = np.concatenate([np.flatnonzero(owners == number) for number in range(len(actors))])
+    sampled = np.concatenate(ray.get(asked))[np.argsort(places)][np.searchsorted(drawn, order)]
 
     def one_pass(centroids: "np.ndarray") -> kmeans_passes.Partial:
         shared = ray.put(centroids)
@@ -221,11 +222,14 @@ class Featurizer:
         np.save(self._file(group), joined)
         return len(joined)
 
-    def take(self, which: "dict[int, np.ndarray]") -> "dict[int, np.ndarray]":
-        """Frames of groups by their numbers there, float32 [n, dimensions] each."""
+    def take(self, groups: "np.ndarray", numbers: "np.ndarray") -> "np.ndarray":
+        """Frames by their groups, int [n] in order, and their numbers there, int [n]: float32 [n, dimensions]."""
         import numpy as np
 
-        return {group: np.load(self._file(group), mmap_mode="r")[numbers] for group, numbers in which.items()}
+        found = [np.zeros((0, self._features.dimensions), np.float32)]
+        for group in np.unique(groups):
+            found.append(np.load(self._file(group), mmap_mode="r")[numbers[groups == group]])
+        return np.concatenate(found)
 
     def partial(self, limits: list[int], centroids: "np.ndarray") -> Any:
         """This actor's part of a pass. limits: how many of each group's frames take part."""
