@@ -34,7 +34,8 @@ def test_sigterm_ends_a_service_and_no_answer(
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 600
-        while not _ready(url):
+        # Until it says so, a signal ends a start.
+        while not (_ready(url) and "is served at" in (tmp_path / "log").read_text()):
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
             time.sleep(1)
         body = {"model": "endless", "messages": [{"role": "user", "content": QUESTION}], "stream": True,
