@@ -1,16 +1,15 @@
 """What an encoder is trained to predict: a teacher's unit of every frame of every training clip, beside its sound."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from jobs import shards
+from jobs.shards import Shard
 from jobs.shell import Context, JobError
 
 _SAMPLED_CLIPS = 1500
 """Clips whose frames the teacher's codebook is fitted on."""
-_RECORDINGS = 200
-"""In one shard."""
 _VALIDATION = 64
 """Clips kept out of training, at most an eighth, to measure it on."""
 
@@ -27,10 +26,9 @@ class Labelling:
     encoder: str = ""
     """Directory of the workspace with a HuBERT that is the teacher; empty: the recipe's `encoder.training.teacher`."""
 
-    def file(self, shard: dict[str, Any]) -> str:
+    def file(self, shard: Shard) -> str:
         """Where the clips of a shard go."""
-        part = "" if shard["first"] < 0 else f"-{shard['first']}"
-        return f"{self.targets}/{Path(shard['file']).stem}{part}.parquet"
+        return f"{self.targets}/{shard.name}.parquet"
 
 
 def shares(count: int, seed: int) -> tuple[Any, Any]:
@@ -53,16 +51,8 @@ def label(context: Context, labelling: Labelling) -> dict[str, Any]:
     from speechgpt.speech import codebook
 
     workspace, training = context.workspace, context.recipe.encoder.training
-    files = [name for name in workspace.list("speech") if name.endswith(".parquet")]
-    recordings = (
-        workspace.read_table("manifest/utterances.parquet") if workspace.exists("manifest/utterances.parquet") else None
-    )
-    shards: list[dict[str, Any]] = [{"file": name, "first": -1} for name in files]
-    if recordings is not None:
-        shards += [
-            {"file": "manifest/utterances.parquet", "first": first} for first in range(0, len(recordings), _RECORDINGS)
-        ]
-    if not shards:
+    found = shards.plan(workspace, context.recipe)
+    if not found:
         raise JobError(
             f"{workspace.uri}: no clip in speech/ or manifest/utterances.parquet; run manifest and synthesize"
         )
@@ -74,13 +64,13 @@ def label(context: Context, labelling: Labelling) -> dict[str, Any]:
     }
     if not workspace.exists(labelling.codebook):
         frames: dict[str, Any] = {}
-        share = max(1, _SAMPLED_CLIPS // len(shards))
-        dataset = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
+        share = max(1, _SAMPLED_CLIPS // len(found))
+        dataset = ray.data.from_items([asdict(shard) for shard in found], override_num_blocks=len(found)).map(
             TeacherSample,  # type: ignore[arg-type]  # Ray takes classes, its types do not say so
             fn_constructor_args=(workspace, context.recipe, labelling, share),
             **actors,
         )
-        with context.progress.count("teacher: sampling", len(shards), "shards") as counter:
+        with context.progress.count("teacher: sampling", len(found), "shards") as counter:
             for row in dataset.iter_rows():
                 frames[row["shard"]] = np.frombuffer(row["frames"], np.float32).reshape(-1, row["dimensions"])
                 counter.advance()
@@ -95,10 +85,11 @@ def label(context: Context, labelling: Labelling) -> dict[str, Any]:
         context.progress.say(f"teacher's codebook: {report}")
     teacher = ray.put(load(workspace.read_bytes(labelling.codebook)))
     done = set(workspace.list(labelling.targets))
-    missing = [s for s in shards if labelling.file(s) not in done]
-    with context.progress.count(
-        "teacher: labelling", len(shards), "shards", done=len(shards) - len(missing)
-    ) as counter:
+    # Of a corpus that was another, or cut otherwise, when an attempt was killed.
+    for stale in done - {labelling.file(shard) for shard in found}:
+        workspace.delete(stale)
+    missing = [asdict(shard) for shard in found if labelling.file(shard) not in done]
+    with context.progress.count("teacher: labelling", len(found), "shards", done=len(found) - len(missing)) as counter:
         if missing:
             labelled = ray.data.from_items(missing, override_num_blocks=len(missing)).map(
                 TeacherLabels,  # type: ignore[arg-type]  # Ray takes classes, its types do not say so
@@ -111,21 +102,13 @@ def label(context: Context, labelling: Labelling) -> dict[str, Any]:
     return {"hours": seconds / 3600, "teacher_clusters": labelling.clusters}
 
 
-def _clips(workspace: Any, shard: dict[str, Any], max_seconds: float) -> Iterator[tuple[bytes, Any]]:
-    """FLAC bytes and samples of the shard's training clips; what cannot be decoded is left to `tokenize` to report."""
-    from speechgpt.runtime.recordings import sound_of
+def _clips(workspace: Any, shard: Shard, longest: float) -> Iterator[tuple[bytes, Any]]:
+    """FLAC bytes and samples of the shard's training clips."""
     from speechgpt.speech import audio
 
-    table = workspace.read_table(shard["file"])
-    if shard["first"] >= 0:
-        table = table.slice(shard["first"], _RECORDINGS)
-    for row in table.to_pylist():
-        if row.get("split") == "heldout" or row.get("stranger"):
-            continue
-        try:
-            wave = audio.decode(sound_of(row), max_seconds=max_seconds)
-        except (audio.AudioError, OSError):
-            continue
+    rows = workspace.read_rows(shard.file, shard.first, shard.count).to_pylist()
+    training = (row for row in rows if row["split"] != "heldout" and not row.get("stranger"))
+    for row, wave in shards.decoded(training, longest):
         yield row.get("audio") or audio.encode(wave, "flac"), wave
 
 
@@ -139,11 +122,12 @@ class TeacherSample:
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         import numpy as np
 
-        clips = [wave for _, wave in _clips(self._workspace, shard, self._recipe.data.max_seconds)]
+        part = Shard(**shard)
+        clips = [wave for _, wave in _clips(self._workspace, part, self._recipe.data.max_seconds)]
         chosen = np.random.default_rng(self._recipe.seed).permutation(len(clips))[: self._share]
         frames = np.concatenate([self._teacher.frames(clips[i]) for i in chosen] or [np.zeros((0, 1), np.float32)])
         return {
-            "shard": self._labelling.file(shard),
+            "shard": part.name,
             "frames": frames.astype(np.float32).tobytes(),
             "dimensions": frames.shape[1],
         }
@@ -172,12 +156,13 @@ class TeacherLabels:
         from speechgpt.speech.audio import SAMPLE_RATE
 
         rows = []
-        for flac, wave in _clips(self._workspace, shard, self._max_seconds):
+        part = Shard(**shard)
+        for flac, wave in _clips(self._workspace, part, self._max_seconds):
             frames = torch.from_numpy((self._teacher.frames(wave) - self._mean) / self._deviation)
             targets = self._codebook.assign(frames).numpy().astype("int16")
             rows.append({"audio": flac, "targets": targets, "seconds": len(wave) / SAMPLE_RATE})
         schema = pa.schema({"audio": pa.binary(), "targets": pa.list_(pa.int16()), "seconds": pa.float64()})
-        self._workspace.write_table(self._labelling.file(shard), pa.Table.from_pylist(rows, schema))
+        self._workspace.write_table(self._labelling.file(part), pa.Table.from_pylist(rows, schema))
         return {"clips": len(rows)}
 
 

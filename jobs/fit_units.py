@@ -263,19 +263,15 @@ class Featurizer:
 
     def _heard(self, clips: list[Clip]) -> "list[np.ndarray]":
         """float32 [frames, dimensions] of each clip. clips: in order."""
-        from speechgpt.runtime.recordings import sound_of
-        from speechgpt.speech import audio
+        from jobs.shards import decoded
         from speechgpt.speech.encoder import frames_of_each
 
         waves = []
         for file, of_file in groupby(clips, key=lambda clip: clip.file):
             rows = [clip.row for clip in of_file]
             table = self._workspace.read_rows(file, rows[0], rows[-1] - rows[0] + 1)
-            for row in table.take([number - rows[0] for number in rows]).to_pylist():
-                try:
-                    waves.append(audio.decode(sound_of(row), max_seconds=self._longest))
-                except (audio.AudioError, OSError):
-                    continue
+            chosen = table.take([number - rows[0] for number in rows]).to_pylist()
+            waves += [wave for _, wave in decoded(chosen, self._longest)]
         return [frames.numpy() for frames in frames_of_each(self._features, waves, self._budget)]
 
 

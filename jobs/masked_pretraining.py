@@ -60,7 +60,6 @@ def _labelling(section: "EncoderTrainingSection", number: int) -> Labelling:
 
 
 def _iterate(context: Context, number: int) -> None:
-
     from jobs import stage_checkpoints
     from jobs.deepspeed_trainer import deepspeed_trainer
     from jobs.encoder_targets import label

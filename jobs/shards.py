@@ -1,12 +1,14 @@
-"""How the input of `tokenize` is cut into shards, each of which becomes one file of units."""
+"""How the corpus is cut into shards, each of which becomes one file of units, of targets or of features; its sounds."""
 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from speechgpt.recipe import Recipe
     from speechgpt.runtime.workspace import Workspace
 
@@ -90,3 +92,19 @@ def runs(lengths: Iterable[float], budget: float) -> Iterator[tuple[int, int]]:
         total += length
     if index >= first:
         yield first, index - first + 1
+
+
+def decoded(rows: Iterable[dict[str, Any]], longest: float) -> "Iterator[tuple[dict[str, Any], np.ndarray]]":
+    """Rows of a file of `speech/` or of RECORDINGS, each with its sound, float32 [samples].
+
+    longest: seconds of a clip that is taken. What cannot be read or decoded is left out: `tokenize` reports it.
+    """
+    from speechgpt.runtime.recordings import sound_of
+    from speechgpt.speech import audio
+
+    for row in rows:
+        try:
+            wave = audio.decode(sound_of(row), max_seconds=longest)
+        except (audio.AudioError, OSError):
+            continue
+        yield row, wave

@@ -5,7 +5,6 @@ On Ray Train. Reads `speech/`, or the recordings of `manifest/utterances.parquet
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -103,6 +102,9 @@ def _features(context: Context) -> float:
     recorded = bool(context.recipe.vocoder.recorded)
     plan = [s for s in shards.plan(workspace, context.recipe) if (s.file == shards.RECORDINGS) == recorded]
     done = set(workspace.list(_CLIPS))
+    # Of a corpus that was another, or cut otherwise, when an attempt was killed.
+    for stale in done - {_clips_of(shard) for shard in plan}:
+        workspace.delete(stale)
     missing = [asdict(shard) for shard in plan if _clips_of(shard) not in done]
     pool = context.recipe.resources.tokenisation
     with context.progress.count("features", len(plan), "shards", done=len(plan) - len(missing)) as counter:
@@ -155,24 +157,24 @@ class ClipFeatures:
         from speechgpt.speech import audio, augment, pitch
         from speechgpt.speech.alignment import align
 
-        clips = list(self._training_clips(shards.Shard(**shard)))
+        part = shards.Shard(**shard)
+        clips = list(shards.decoded(self._training_clips(part), self._longest))
         rows = []
-        for clip in [c for c in clips if c["voice"] in self._numbers]:
-            if (wave := self._decoded(clip["audio"])) is None:
-                continue
+        for clip, wave in [(clip, wave) for clip, wave in clips if clip["voice"] in self._numbers]:
             [frames] = self._heard([wave])
             draw = np.random.default_rng(int(clip["sha256"][:16], 16))
             same = [
-                c["audio"] for c in clips if clip["text"] and c["text"] == clip["text"] and c["voice"] != clip["voice"]
+                other
+                for c, other in clips
+                if clip["text"] and c["text"] == clip["text"] and c["voice"] != clip["voice"]
             ]
-            spoken = map(self._decoded, same[: _OTHERS if self._strangers else 0])
-            others = self._heard([other for other in spoken if other is not None])
+            others = self._heard(same[: _OTHERS if self._strangers else 0])
             strangers = [other[align(frames, other)] for other in others]
             if self._strangers and not strangers:
                 strangers = self._heard([augment.disguised(wave, draw) for _ in range(_DISGUISES)])
             row = {
                 "id": clip["id"],
-                "audio": clip["audio"],
+                "audio": clip.get("audio") or audio.encode(wave, "flac"),
                 "features": _packed(frames),
                 "strangers": [_packed(other) for other in strangers],
                 "pitch": _packed(pitch.track(wave, len(frames))),
@@ -182,28 +184,18 @@ class ClipFeatures:
             }
             rows.append(row)
         table = pa.Table.from_pylist(rows, _clip_schema())
-        self._workspace.write_table(_clips_of(shards.Shard(**shard)), table)
+        self._workspace.write_table(_clips_of(part), table)
         return {"clips": len(rows)}
 
     def _training_clips(self, shard: shards.Shard) -> Iterator[dict[str, Any]]:
         """Of a file of `speech/`, or of the speakers' recordings."""
-        from speechgpt.runtime.recordings import read_bytes
-
         for clip in self._workspace.read_rows(shard.file, shard.first, shard.count).to_pylist():
             if clip["split"] == "heldout":
                 continue
             if shard.file != shards.RECORDINGS:
                 yield clip
             elif clip["speaker"] in self._numbers:
-                yield {**clip, "voice": clip["speaker"], "audio": read_bytes(clip["path"])}
-
-    def _decoded(self, sound: bytes) -> Any:
-        """float32 [samples], or None for what is no sound or too long: `tokenize` reports that."""
-        from speechgpt.speech import audio
-
-        with suppress(audio.AudioError):
-            return audio.decode(sound, max_seconds=self._longest)
-        return None
+                yield {**clip, "voice": clip["speaker"]}
 
     def _heard(self, waves: list[Any]) -> list[Any]:
         """Features of each wave, float32 [frames, dimensions]."""

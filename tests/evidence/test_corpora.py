@@ -15,15 +15,13 @@ import pytest
 import sound_files
 import three_nodes
 import tokenize_driver
-import torch
+from tiny_models import add_encoder
 
 from jobs.shards import plan
 from speechgpt.recipe import load
 from speechgpt.runtime import buckets
 from speechgpt.runtime.recordings import UTTERANCE_SCHEMA
 from speechgpt.runtime.workspace import Workspace
-from speechgpt.speech import hubert
-from speechgpt.speech.codebook import Codebook
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(3600)]
 
@@ -111,12 +109,6 @@ def corpus(place: Workspace, folder: Path) -> dict[str, str]:
 
 def content(place: Workspace) -> dict[str, str]:
     return {part: place.digest(part) for part in ("units", "quarantine") if place.list(part)}
-
-
-def add_encoder(place: Workspace) -> None:
-    with place.stage("encoder") as target:
-        hubert.save(hubert.scratch(load("tiny").encoder.architecture, seed=1), target, layer=2, normalize=True)
-        Codebook(torch.randn(32, 64, generator=torch.Generator().manual_seed(1))).save(target)
 
 
 def check(place: Workspace, folder: Path, reasons: dict[str, str], record_property) -> None:

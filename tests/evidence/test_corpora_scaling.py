@@ -14,13 +14,10 @@ import psutil
 import pyarrow as pa
 import pytest
 import sound_files
-import torch
+from tiny_models import add_encoder
 
-from speechgpt.recipe import load
 from speechgpt.runtime.recordings import UTTERANCE_SCHEMA
 from speechgpt.runtime.workspace import Workspace
-from speechgpt.speech import hubert
-from speechgpt.speech.codebook import Codebook
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(5400)]
 
@@ -66,9 +63,7 @@ def corpus(place: Workspace, files: int, folder: Path) -> None:
     sounds = [sound_files.write(folder, f"{n}", sound_files.speech(SECONDS, n), "flac") for n in range(8)]
     rows = [{"id": f"{n:06d}", "path": str(sounds[n % 8]), "split": "train", "seconds": SECONDS} for n in range(files)]
     place.write_table("manifest/utterances.parquet", pa.Table.from_pylist(rows, UTTERANCE_SCHEMA), group_rows=512)
-    with place.stage("encoder") as target:
-        hubert.save(hubert.scratch(load("tiny").encoder.architecture, seed=1), target, layer=2, normalize=True)
-        Codebook(torch.randn(32, 64, generator=torch.Generator().manual_seed(1))).save(target)
+    add_encoder(place)
 
 
 def started(driver: str, address: str, log: Path, *arguments: str) -> subprocess.Popen[bytes]:

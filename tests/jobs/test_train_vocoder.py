@@ -76,7 +76,7 @@ def test_samples_are_of_every_speaker_and_each_sounds_its_own(recipe: Recipe, ta
 
 
 def test_recorded_speakers_are_learnt_from_their_recordings(tmp_path: Path) -> None:
-    """Held-out clips, other speakers' and what is no sound are left out, and without a text nobody says the same."""
+    """Held-out clips, other speakers', what is no sound and what is gone are left out, and without a text nobody says the same."""
     two = "vocoder.generator={speakers: 2, head: istft, embedding_dim: 32, model_in_dim: 64, istft_channels: 32}"
     recipe = recipes.load("nano", (two, "vocoder.recorded=[ana, luis]", "vocoder.training.strangers=0.5"))
     assert train_vocoder.speakers(recipe) == ["ana", "luis"]
@@ -86,10 +86,12 @@ def test_recorded_speakers_are_learnt_from_their_recordings(tmp_path: Path) -> N
     rows = []
     for number, (speaker, split) in enumerate(
         [("ana", "train"), ("luis", "train"), ("ana", "heldout"), ("eva", "train"), (None, "train"), ("ana", "train")]
+        + [("luis", "train")]
     ):
         wave = 0.3 * np.sin(np.arange(12_800) * 0.02 * (number + 1)).astype(np.float32)
         path = tmp_path / f"{number}.wav"
-        path.write_bytes(audio.encode(wave, "wav") if number < 5 else b"RIFF but no sound")
+        if number < 6:
+            path.write_bytes(audio.encode(wave, "wav") if number < 5 else b"RIFF but no sound")
         rows.append(dict(id=f"r{number}", path=str(path), speaker=speaker, split=split, sha256="0f" * 32))
     workspace.write_table(RECORDINGS, pa.Table.from_pylist(rows, UTTERANCE_SCHEMA))
     shard = Shard("recordings-00000-x", RECORDINGS, 0, len(rows))
@@ -97,7 +99,7 @@ def test_recorded_speakers_are_learnt_from_their_recordings(tmp_path: Path) -> N
     clips = workspace.read_table("vocoder/clips/recordings-00000-x.parquet").to_pylist()
     assert [(clip["id"], clip["speaker"]) for clip in clips] == [("r0", 0), ("r1", 1)]
     assert [len(clip["strangers"]) for clip in clips] == [2, 2], "itself in another throat and room"
-    assert clips[0]["audio"] == (tmp_path / "0.wav").read_bytes()
+    np.testing.assert_array_equal(audio.decode(clips[0]["audio"]), audio.decode(tmp_path / "0.wav"))
 
 
 def test_as_many_recorded_speakers_as_the_generator_has() -> None:

@@ -3,6 +3,11 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from speechgpt.recipe import load
+from speechgpt.runtime.workspace import Workspace
+from speechgpt.speech import hubert
+from speechgpt.speech.codebook import Codebook
+
 LLAMA = dict(
     vocab_size=64,
     hidden_size=32,
@@ -32,3 +37,10 @@ def tiny_llama(tied: bool = True) -> LlamaForCausalLM:
     """The same weights each time."""
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=tied))
+
+
+def add_encoder(place: Workspace) -> None:
+    """The encoder and codebook of the recipe `tiny`, of random weights, the same each time."""
+    with place.stage("encoder") as target:
+        hubert.save(hubert.scratch(load("tiny").encoder.architecture, seed=1), target, layer=2, normalize=True)
+        Codebook(torch.randn(32, 64, generator=torch.Generator().manual_seed(1))).save(target)
