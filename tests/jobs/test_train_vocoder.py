@@ -76,7 +76,7 @@ def test_samples_are_of_every_speaker_and_each_sounds_its_own(recipe: Recipe, ta
 
 
 def test_recorded_speakers_are_learnt_from_their_recordings(tmp_path: Path) -> None:
-    """Held-out clips, other speakers', what is no sound and what is gone are left out, and without a text nobody says the same."""
+    """Held-out clips, other speakers', silence and lost files are left out, and without a text nobody says the same."""
     two = "vocoder.generator={speakers: 2, head: istft, embedding_dim: 32, model_in_dim: 64, istft_channels: 32}"
     recipe = recipes.load("nano", (two, "vocoder.recorded=[ana, luis]", "vocoder.training.strangers=0.5"))
     assert train_vocoder.speakers(recipe) == ["ana", "luis"]
