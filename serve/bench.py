@@ -61,6 +61,9 @@ def main(
     rate: Annotated[float, typer.Option(min=0.01, help="Arrivals a second of the open-loop load.")] = 0.5,
     crowd: Annotated[int, typer.Option(min=1, help="Requests that come at the same moment.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 0,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a key of the recipe: serving.language.engine=vllm.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")] = False,
 ) -> None:
     """First audio and throughput of streamed answers, against generating all and then synthesising all, one request at
@@ -68,9 +71,12 @@ def main(
     itself."""
     from serve.bench_service import served, talkative
     from serve.run import ServeError
+    from speechgpt.recipe import RecipeError
     from speechgpt.runtime.bundle import BundleError
     from speechgpt.runtime.progress import Progress
 
+    if url and set_:
+        raise typer.BadParameter("--set is for a service that is started here, not for a --url")
     progress = Progress(silent=as_json)
     try:
         with progress.count("listening", 4 * requests + 2 * crowd, "answers") as counter:
@@ -78,9 +84,13 @@ def main(
                 result = asyncio.run(run(url, None, text, requests, rate, crowd, seed, counter.advance))
             else:
                 tokens = round(seconds * _TOKENS_A_SECOND)
-                with talkative(bundle) as parts, served(parts, tokens) as own, Original(parts, tokens) as original:
+                with (
+                    talkative(bundle) as parts,
+                    served(parts, tokens, tuple(set_ or ())) as own,
+                    Original(parts, tokens) as original,
+                ):
                     result = asyncio.run(run(own, original, text, requests, rate, crowd, seed, counter.advance))
-    except (ServeError, BundleError, BenchError) as error:
+    except (RecipeError, ServeError, BundleError, BenchError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     if as_json:

@@ -51,8 +51,8 @@ def talkative(bundle: str) -> Iterator[Path]:
 
 
 @contextmanager
-def served(bundle: Path, tokens: int) -> Iterator[str]:
-    """Its URL, when it has started as `speechgpt serve` starts it, one replica of each. tokens: of an answer."""
+def served(bundle: Path, tokens: int, overrides: tuple[str, ...] = ()) -> Iterator[str]:
+    """Its URL, when it has started as `speechgpt serve --set` starts it, one replica of each. tokens: of an answer."""
     from serve.bundles import find
     from serve.run import start, stop
     from speechgpt.recipe import load
@@ -61,7 +61,7 @@ def served(bundle: Path, tokens: int) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     one = (f"serving.{part}.max_replicas=1" for part in ("gateway", "encoder", "language", "vocoder"))
-    chosen = load("nano", (*one, f"serving.port={port}", f"generation.max_new_tokens={tokens}"))
+    chosen = load("nano", (*one, f"serving.port={port}", f"generation.max_new_tokens={tokens}", *overrides))
     source = find(str(bundle), chosen.tracking.uri)
     start(source, chosen)
     try:

@@ -217,9 +217,9 @@ def train_durations(
 
 
 def learning_rate(step: int, section: VocoderTrainingSection) -> float:
-    """Warm-up over 50 steps, hold to half of the training, then linear to a tenth."""
+    """Warm-up over 50 steps, hold to half of the training, then linear to a fiftieth."""
     done = step / section.steps
-    return section.learning_rate * min(1.0, (step + 1) / 50, max(0.1, 2 * (1 - done)))
+    return section.learning_rate * min(1.0, (step + 1) / 50, max(0.02, 2 * (1 - done)))
 
 
 def mel_loss(
