@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from serve.batching import batched
+from serve.batching import Backlog, Batched
 from serve.bundles import Source, open_bundle
 from serve.worker import Worker
 from speechgpt.runtime.config import ServingSection
@@ -45,7 +45,8 @@ class Encoder:
         self._max_seconds = serving.max_audio_seconds
         self._worker = Worker(serving.request_timeout_seconds)
         self._encoder = SpeechEncoder.load(open_bundle(source).directory / "encoder")
-        self._units = batched(self._encode, serving.encoder)
+        self._backlog = Backlog()
+        self._units = Batched(self._encode, lambda wave: len(wave) / SAMPLE_RATE, serving.encoder, self._backlog)
         # A replica is ready once its model has run: the first pass allocates and, on a GPU, compiles.
         self._encoder.encode([np.full(SAMPLE_RATE, 0.01, np.float32)])
 
@@ -58,6 +59,9 @@ class Encoder:
 
     async def _encode(self, waves: "list[np.ndarray]") -> "list[Units]":
         return await self._worker.run(lambda: self._encoder.encode(waves))
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        return self._backlog.stats()
 
     def check_health(self) -> None:
         self._worker.check()

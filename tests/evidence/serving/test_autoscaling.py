@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from live_service import LiveService, live_service, until
-from load import Load, chat, closed_loop, written_down
+from load import Answer, Ask, Load, chat, closed_loop, transcription, written_down
 
 from speechgpt.recipe import Recipe
 
@@ -16,6 +16,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 REPORTS = Path(__file__).parents[3] / "reports"
 FLOOR, CEILING, CLIENTS = 1, 3, 12
+PACE = {
+    "min_replicas": FLOOR, "max_replicas": CEILING, "cpus": 0.2,
+    "upscale_delay_seconds": 5, "downscale_delay_seconds": 15,
+}  # fmt: skip
 LONGEST = 600.0
 
 
@@ -24,31 +28,25 @@ def test_replicas_follow_the_load(
 ) -> None:
     """Under load the language model's replicas go from one to three, afterwards back to one."""
     language = tiny.serving.language.model_copy(
-        update={
-            "min_replicas": FLOOR, "max_replicas": CEILING, "target_ongoing_requests": 2, "max_ongoing_requests": 4,
-            "max_queued_requests": 64, "batch": 4, "cpus": 0.2, "upscale_delay_seconds": 5,
-            "downscale_delay_seconds": 15,
-        }
-    )  # fmt: skip
-    ask = chat("endless", spoken=True, stream=True, tokens=300)
-    course = Course()
+        update={**PACE, "target_ongoing_requests": 2, "max_ongoing_requests": 4, "max_queued_requests": 64, "batch": 4}
+    )
+    course = Course("LanguageModel")
     with live_service(endless_bundle, tiny, language=language) as service:
-        assert len(service.replicas("LanguageModel")) == FLOOR
-        answers = asyncio.run(
-            closed_loop(service.url, [ask], CLIENTS, lambda: not course.seen, LONGEST, course.watching(service))
-        )
-        ended = time.monotonic()
-        course.load_until = ended - course.began
-        assert until(lambda: course.note(service, None) == FLOOR, LONGEST, 0.5), "it does not come back to the floor"
-        back = time.monotonic() - ended
-        again = asyncio.run(closed_loop(service.url, [ask], 1, _times(1), LONGEST))
-    course.plot(REPORTS / "autoscaling.png")
-    record_property("answers", written_down(answers))
-    record_property("seconds from the load's begin to all replicas", course.reached)
-    record_property("seconds from its end to one replica", round(back, 1))
-    record_property("plot", "reports/autoscaling.png")
-    assert course.reached is not None, f"it had {max(course.replicas)} replicas of {CEILING}"
-    assert all(answer.good for answer in (*answers, *again)), written_down(answers)
+        course.run(service, chat("endless", spoken=True, stream=True, tokens=300))
+    course.tell(record_property)
+
+
+def test_replicas_follow_the_sound(
+    tiny_bundle: Path, tiny: Recipe, long_clip: bytes, ray_cluster: None, record_property: Callable[[str, object], None]
+) -> None:
+    """Long clips bring replicas of the encoder, which by its requests alone would keep one; afterwards they go."""
+    encoder = tiny.serving.encoder.model_copy(
+        update={**PACE, "target_ongoing_requests": 64, "max_ongoing_requests": 64, "target_sound_seconds": 0.5}
+    )
+    course = Course("Encoder")
+    with live_service(tiny_bundle, tiny, encoder=encoder) as service:
+        course.run(service, transcription("tiny", long_clip))
+    course.tell(record_property)
 
 
 def _times(count: int) -> Any:
@@ -57,10 +55,14 @@ def _times(count: int) -> Any:
 
 
 class Course:
-    """What there was over time. queued: seconds that those who wait for a first piece of an answer have waited."""
+    """A deployment under a load, and what there was over time. queued: seconds that those who wait for a first piece of
+    an answer have waited."""
 
-    def __init__(self) -> None:
+    def __init__(self, deployment: str) -> None:
+        self.deployment = deployment
         self.began = time.monotonic()
+        self.answers: list[Answer] = []
+        self.back = 0.0
         self.seconds: list[float] = []
         self.replicas: list[int] = []
         self.ongoing: list[int] = []
@@ -68,6 +70,28 @@ class Course:
         self.reached: float | None = None
         self.load_until = 0.0
         self.seen = False
+
+    def run(self, service: LiveService, ask: Ask) -> None:
+        """Clients until all replicas have been there for a while, then none until there is one, then one."""
+        assert len(service.replicas(self.deployment)) == FLOOR
+        self.answers = asyncio.run(
+            closed_loop(service.url, [ask], CLIENTS, lambda: not self.seen, LONGEST, self.watching(service))
+        )
+        ended = time.monotonic()
+        self.load_until = ended - self.began
+        assert until(lambda: self.note(service, None) == FLOOR, LONGEST, 0.5), "it does not come back to the floor"
+        self.back = time.monotonic() - ended
+        self.answers += asyncio.run(closed_loop(service.url, [ask], 1, _times(1), LONGEST))
+
+    def tell(self, record_property: Callable[[str, object], None]) -> None:
+        plot = f"serving_autoscaling_{self.deployment}.png"
+        self.plot(REPORTS / plot)
+        record_property("answers", written_down(self.answers))
+        record_property("seconds from the load's begin to all replicas", self.reached)
+        record_property("seconds from its end to one replica", round(self.back, 1))
+        record_property("plot", f"reports/{plot}")
+        assert self.reached is not None, f"it had {max(self.replicas)} replicas of {CEILING}"
+        assert all(answer.good for answer in self.answers), written_down(self.answers)
 
     def watching(self, service: LiveService) -> Any:
         async def watch(load: Load) -> None:
@@ -87,7 +111,7 @@ class Course:
 
     def note(self, service: LiveService, load: Load | None) -> int:
         """A look at the service. Gives the replicas that run."""
-        running = service.replicas("LanguageModel")
+        running = service.replicas(self.deployment)
         now = time.monotonic()
         self.seconds.append(now - self.began)
         self.replicas.append(len(running))
@@ -101,7 +125,7 @@ class Course:
         figure = Figure(figsize=(9, 7), layout="constrained")
         top, middle, bottom = figure.subplots(3, sharex=True)
         top.step(self.seconds, self.replicas, where="post")
-        top.set(ylabel="replicas", ylim=(0, CEILING + 0.5), title=f"{CLIENTS} clients, then none")
+        top.set(ylabel="replicas", ylim=(0, CEILING + 0.5), title=f"{self.deployment}: {CLIENTS} clients, then none")
         middle.plot(self.seconds, self.ongoing)
         middle.set(ylabel="requests in work")
         bottom.plot(self.seconds, self.queued)
