@@ -43,8 +43,10 @@ def test_replicas_follow_the_sound(
     encoder = tiny.serving.encoder.model_copy(
         update={**PACE, "target_ongoing_requests": 64, "max_ongoing_requests": 64, "target_sound_seconds": 0.5}
     )
+    # Who has been heard waits for words, and is not sent away.
+    language = tiny.serving.language.model_copy(update={"max_queued_requests": 64})
     course = Course("Encoder")
-    with live_service(tiny_bundle, tiny, encoder=encoder) as service:
+    with live_service(tiny_bundle, tiny, encoder=encoder, language=language) as service:
         course.run(service, transcription("tiny", long_clip))
     course.tell(record_property)
 
