@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import os
+import random
 import re
+import secrets
 import time
 from collections.abc import Callable
 
@@ -18,6 +20,8 @@ BUNDLE_HEADER = "x-speechgpt-bundle"
 """Digest of the bundle that answered; on everything that the gateway says."""
 MAX_BODY_VARIABLE = "SPEECHGPT_MAX_BODY_BYTES"
 """Tells Ray's proxies, which know no recipe, `serving.max_body_bytes`."""
+TRACE_SHARE_VARIABLE = "SPEECHGPT_TRACE_SHARE"
+"""The same of `serving.traces.share`."""
 _DEFAULT_MAX_BODY_BYTES = 15 * 1024 * 1024
 _OVERRIDES = (
     "x-request-timeout-seconds",
@@ -31,21 +35,28 @@ _SESSION_BYTES_A_SECOND = 2 * 1024 * 1024
 """Thirty times what speech in base64 takes; whoever sends faster waits."""
 _LINGER_SECONDS, _LINGER_BYTES = 2.0, 16 * 1024 * 1024
 """How far what is refused before it is read is read on, and thrown away."""
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_WELL_FORMED = {
+    "x-request-id": re.compile(r"[A-Za-z0-9._-]{1,64}"),
+    "traceparent": re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"),
+}
 
 
 class Edge:
     """ASGI middleware of Ray's own HTTP proxy.
 
     Takes away the headers by which a client would override the server's policy (deadline, cancellation on disconnect,
-    routing), replaces malformed request ids, hides the proxy's list of routes, words the proxy's own errors, which
-    would show exceptions, as the API's, refuses a crowd for which there is no room (see `Surge`), and ends a body above
-    `max_bytes`: the proxy takes what comes at once, however slowly a gateway replica reads.
+    routing), replaces malformed ids of requests and traces, hides the proxy's list of routes, words the proxy's own
+    errors, which would show exceptions, as the API's, refuses a crowd for which there is no room (see `Surge`), and
+    ends a body above `max_bytes`: the proxy takes what comes at once, however slowly a gateway replica reads.
+
+    trace_share: of the requests that come in no trace, those of which spans are to be kept. It is decided here because
+    Ray's spans and FastAPI's meet in the header `traceparent` alone.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int = _DEFAULT_MAX_BODY_BYTES) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int = _DEFAULT_MAX_BODY_BYTES, trace_share: float = 0.0) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.trace_share = trace_share
         self._surge = Surge()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,6 +64,8 @@ class Edge:
             await self.app(scope, receive, send)
             return
         scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if _harmless(name, value)]}
+        if self.trace_share and b"traceparent" not in dict(scope["headers"]):
+            scope["headers"].append((b"traceparent", traceparent(self.trace_share)))
         if scope["path"] == "/-/routes":
             refusal = ApiError(404, "Not Found", code="unknown_url")
             await refusal.response()(scope, receive, send)
@@ -190,11 +203,17 @@ class Pace:
 
 def _harmless(name: bytes, value: bytes) -> bool:
     key = name.decode("latin-1").lower().replace("_", "-")
-    if key == "x-request-id":
-        return _REQUEST_ID.fullmatch(value.decode("latin-1")) is not None
+    if key in _WELL_FORMED:
+        return _WELL_FORMED[key].fullmatch(value.decode("latin-1")) is not None
     return key not in _OVERRIDES
 
 
 def proxy_middlewares() -> list[Middleware]:
     """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names (Ray calls it in each HTTP proxy)."""
-    return [Middleware(Edge, max_bytes=int(os.environ.get(MAX_BODY_VARIABLE, _DEFAULT_MAX_BODY_BYTES)))]
+    most, share = os.environ.get(MAX_BODY_VARIABLE, _DEFAULT_MAX_BODY_BYTES), os.environ.get(TRACE_SHARE_VARIABLE, 0)
+    return [Middleware(Edge, max_bytes=int(most), trace_share=float(share))]
+
+
+def traceparent(share: float) -> bytes:
+    """W3C's header of a new trace, sampled with probability `share`."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{'01' if random.random() < share else '00'}".encode()

@@ -28,15 +28,15 @@ from serve.events import (
     told_of_faults,
     transcript_events,
 )
-from serve.guard import ApiKey, BodyLimit, Guard
+from serve.guard import ApiKey, BodyLimit, Ending, Guard
 from serve.keys import KeyRing
 from serve.limits import Counting, SharedLimits
 from serve.memory import SharedMemory
+from serve.meters import Meters
 from serve.metrics import collect, exporters
 from serve.pipeline import Pipeline, ServedPipeline
 from serve.prompting import Reply
 from serve.readiness import Readiness
-from serve.realtime.meters import Meters
 from serve.realtime.places import Places, told_to_stop
 from serve.realtime.route import add_route
 from serve.reports import Reporter
@@ -104,7 +104,8 @@ class Gateway:
         if encoder and language and vocoder:
             self._own = ServedPipeline(encoder, language, vocoder, serving.retry_after_seconds)
         self._memory = SharedMemory(serving.memory_seconds, serving.memory_answers)
-        self._places = _places(serving, told_to_stop)
+        self._meters = Meters()
+        self._places = _places(serving, told_to_stop, self._meters)
         self._tally = Tally()
         self._switch = Switch(self._tally, self._service)
         self._reporter = Reporter(serve.get_replica_context().replica_tag, self._tally)
@@ -131,8 +132,13 @@ class Gateway:
         if pipeline is None:
             raise RuntimeError("user_config names no application, and the gateway's own has no bundle")
         served = Served(name, route["digest"], route["created"], tuple(route["adapters"]))
-        tallied = Tallied(pipeline, route["digest"], self._tally)
+        tallied = Tallied(pipeline, route["digest"], self._tally, self._meters)
         return Service(served, tallied, self._memory, self._serving, self._generation)
+
+    def _ended(self, visit: Visit, ending: Ending) -> None:
+        self._tally.end(visit, ending.status)
+        if visit.kind == "request":
+            self._meters.request(ending.route, ending.status, ending.seconds, gone=ending.gone)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(
@@ -142,7 +148,7 @@ class Gateway:
             self._access,
             self._places,
             digest=self._switch.digest,
-            ended=self._tally.end,
+            ended=self._ended,
         )
 
 
@@ -154,7 +160,7 @@ def create_app(
     places: Places | None = None,
     *,
     digest: Callable[[], str] | None = None,
-    ended: Callable[[Visit, int], None] = lambda visit, status: None,
+    ended: Callable[[Visit, Ending], None] = lambda visit, ending: None,
 ) -> FastAPI:
     """service: the current visit's; asked for at each request, because a promotion changes it. missing: deployments
     that are not ready. access: None lets everybody in. places: for sessions; None makes a replica's that is never told
@@ -255,12 +261,12 @@ def create_app(
             return _stream(transcript_events(transcript.text, transcript.usage.model_dump()))
         return _transcription(written, form.response_format)
 
-    add_route(app, service, serving, places or _places(serving, lambda: False))
+    add_route(app, service, serving, places or _places(serving, lambda: False, Meters()))
     return app
 
 
-def _places(serving: ServingSection, going_away: Callable[[], bool]) -> Places:
-    return Places(serving.realtime.max_sessions, serving.retry_after_seconds, Meters(), going_away)
+def _places(serving: ServingSection, going_away: Callable[[], bool], meters: Meters) -> Places:
+    return Places(serving.realtime.max_sessions, serving.retry_after_seconds, meters, going_away)
 
 
 def _told(connection: HTTPConnection, error: Exception) -> Response:

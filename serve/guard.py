@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from functools import partial
 
 from ray.exceptions import TaskCancelledError
@@ -33,10 +34,21 @@ _CLOSE_CODES = {401: 3000, 403: 3003, 413: 1009, 429: 1013, 503: 1013, 504: 1013
 logger = logging.getLogger("ray.serve")
 
 
+@dataclass(frozen=True)
+class Ending:
+    """Of a visit. route: its template. status: a problem's where there was one, 0 without an answer. gone: the client
+    left before the end."""
+
+    route: str
+    status: int
+    seconds: float
+    gone: bool
+
+
 class Guard:
     """ASGI middleware. Stamps `x-speechgpt-bundle` on every reply, ends a request's work at the deadline, turns
     whatever escapes the routes into an OpenAI error that tells nothing about the inside, and writes the audit log.
-    ended: told of each visit and its status, a problem's where there was one.
+    ended: told of each visit that is over.
 
     A WebSocket session has no deadline here. Until it is accepted it is refused with a whole HTTP reply where the
     server can send one, after that closed with a code.
@@ -48,7 +60,7 @@ class Guard:
         *,
         bundle: Callable[[], str],
         deadline_seconds: float,
-        ended: Callable[[Visit, int], None] = lambda visit, status: None,
+        ended: Callable[[Visit, Ending], None] = lambda visit, ending: None,
     ) -> None:
         self.app = app
         self.bundle = bundle
@@ -62,7 +74,7 @@ class Guard:
         session = scope["type"] == "websocket"
         visit = Visit("session" if session else "request", Headers(scope=scope).get("x-request-id", ""))
         visits.begin(visit)
-        began, status = time.monotonic(), 0
+        began, status, gone = time.monotonic(), 0, False
         if not session:
             last_words = min(_LAST_WORDS_SECONDS, self.deadline_seconds / 10)
             visit.stream_until = began + self.deadline_seconds - last_words
@@ -88,7 +100,10 @@ class Guard:
                 problem = deadline_passed(self.deadline_seconds)
             except TaskCancelledError:
                 # What Ray's proxy raises in whoever reads on from a client that has gone.
-                pass
+                gone = True
+            except asyncio.CancelledError:
+                gone = True
+                raise
             except Exception as error:  # noqa: BLE001 - logged in words of our own
                 logger.error("request failed: %s", described(error))
                 problem = ApiError(500, "The server failed to answer; its log has the reason.", code="internal_error")
@@ -99,8 +114,9 @@ class Guard:
         finally:
             # The status of a refusal that a server can word as a close code only.
             told = problem.status if problem and not status else status
-            self.ended(visit, problem.status if problem else status)
-            visits.write_down(visit.audited(_route(scope), told, time.monotonic() - began))
+            route, seconds = _route(scope), time.monotonic() - began
+            self.ended(visit, Ending(route, problem.status if problem else status, seconds, gone))
+            visits.write_down(visit.audited(route, told, seconds))
 
 
 async def _refuse(problem: ApiError, scope: Scope, receive: Receive, send: Send, *, accepted: bool) -> None:

@@ -102,7 +102,7 @@ def start(source: "Source", chosen: "Recipe") -> None:
     """Returns when every deployment is warm. Raises ServeError."""
     from ray import serve
 
-    from serve import app
+    from serve import app, traces
     from serve.edge import MAX_BODY_VARIABLE
     from serve.vllm_engine import VllmMissingError, check_installed
     from speechgpt.runtime.cluster import connect
@@ -113,7 +113,15 @@ def start(source: "Source", chosen: "Recipe") -> None:
             check_installed()
         except VllmMissingError as error:
             raise ServeError(str(error)) from None
-    environment = {**_EDGE, MAX_BODY_VARIABLE: str(serving.max_body_bytes)}
+    try:
+        tracing = traces.configured(serving.traces)
+    except traces.ExporterMissingError as error:
+        raise ServeError(str(error)) from None
+    environment = {
+        **_EDGE,
+        **traces.environment(serving.traces),
+        MAX_BODY_VARIABLE: str(serving.max_body_bytes),
+    }
     connect(chosen.resources)
     if GATEWAY not in serve.status().applications:
         # What a service that came to an unclean end has left.
@@ -121,6 +129,7 @@ def start(source: "Source", chosen: "Recipe") -> None:
     serve.start(
         http_options={"host": serving.host, "port": serving.port, "request_timeout_s": serving.request_timeout_seconds},
         controller_options={"runtime_env": {"env_vars": environment}},
+        tracing_config=tracing,
     )
     try:
         serve.run(app.bundle_application(source, serving), name=app.application_name(source), route_prefix=None)

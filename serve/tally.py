@@ -10,6 +10,7 @@ from typing import Any
 from serve import visits
 from serve.encoder import Heard, Refused
 from serve.errors import ApiError
+from serve.meters import Meters
 from serve.pipeline import Pipeline
 from serve.prompting import Reply, Task, TooLong, Unfolded
 from serve.visits import Visit
@@ -92,35 +93,43 @@ class Tallied:
     steps took.
     """
 
-    def __init__(self, pipeline: Pipeline, digest: str, tally: Tally, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        digest: str,
+        tally: Tally,
+        meters: Meters,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._pipeline = pipeline
+        self._meters = meters
         self._digest = digest
         self._tally = tally
         self._clock = clock
 
     async def hear(self, clip: bytes) -> Heard | Refused:
-        with self._step():
+        with self._step("hear"):
             return await self._pipeline.hear(clip)
 
     async def reply(self, task: Task) -> Reply | TooLong:
-        with self._step(answers=True):
+        with self._step("answer", answers=True):
             return await self._pipeline.reply(task)
 
     async def speak(self, line: Line, format: str, rate: int) -> bytes:
-        with self._step() as visit:
+        with self._step("speak") as visit:
             said = await self._pipeline.speak(line, format, rate)
         self._heard(visit, WHOLE, 0.0)
         return said
 
     async def unfold(self, task: Task) -> AsyncGenerator[Unfolded, None]:
-        with self._step(answers=True):
+        with self._step("answer", answers=True):
             async with aclosing(self._pipeline.unfold(task)) as pieces:
                 async for piece in pieces:
                     yield piece
 
     async def voice(self, task: Task, manner: Manner) -> AsyncGenerator[Voiced, None]:
         began, silent = self._clock(), True
-        with self._step(answers=True) as visit:
+        with self._step("answer aloud", answers=True) as visit:
             async with aclosing(self._pipeline.voice(task, manner)) as pieces:
                 async for piece in pieces:
                     if silent and isinstance(piece, Sound):
@@ -132,16 +141,18 @@ class Tallied:
 
     def _heard(self, visit: Visit, kind: str, seconds: float) -> None:
         self._tally.took(self._digest, kind, visit.worked + seconds)
+        self._meters.first_audio(visit.kind, kind, visit.worked + seconds)
         visit.worked = 0.0
 
     @contextmanager
-    def _step(self, *, answers: bool = False) -> Iterator[Visit]:
+    def _step(self, stage: str, *, answers: bool = False) -> Iterator[Visit]:
         """answers: it is what a turn of a session comes to."""
         visit, began = visits.current(), self._clock()
         visit.asked = True
         failed: bool | None = None
         try:
-            yield visit
+            with self._meters.stage(stage):
+                yield visit
             failed = False if answers else None
         except Exception as error:
             failed = _is_fault(error)

@@ -14,8 +14,9 @@ from serve.batching import Backlog, Batched
 from serve.bundles import LANGUAGE_MODEL, Source, open_bundle
 from serve.calls import streamed
 from serve.errors import fault_of
+from serve.meters import VoiceMeters
 from serve.prompting import Task
-from serve.voice import Manner, Voice, Voiced, voiced
+from serve.voice import Manner, Sound, Voice, Voiced, voiced
 from serve.worker import Worker
 from speechgpt.runtime.config import ServingSection
 
@@ -43,16 +44,17 @@ class VocoderDeployment:
 
         self._worker = Worker(serving.request_timeout_seconds)
         self._vocoder = Vocoder.load(open_bundle(source).directory / "vocoder")
-        self._backlog = Backlog()
+        self._backlog, self._meters = Backlog(), VoiceMeters()
         self._waves = Batched(self._synthesize, lambda line: _seconds(line.units), serving.vocoder, self._backlog)
         synthesize(self._vocoder, [Line([0])])
         Voice(self._vocoder, Manner("pcm16", 24_000)).push([0])
 
     async def speak(self, line: Line, format: str, rate: int) -> bytes:
         """A sound file of `format` (as in `speechgpt.speech.audio.encode`) at `rate` Hz."""
-        from speechgpt.speech.audio import encode
+        from speechgpt.speech.audio import SAMPLE_RATE, encode
 
         wave = await self._waves(line)
+        self._meters.made(len(wave) / SAMPLE_RATE)
         return await asyncio.to_thread(encode, wave, format, rate)
 
     async def voice(self, task: Task, manner: Manner) -> AsyncGenerator[Voiced, None]:
@@ -64,8 +66,11 @@ class VocoderDeployment:
         reply = streamed(self._language.unfold.remote(task))
         try:
             async with aclosing(voiced(reply, self._vocoder, manner, self._run)) as pieces:
-                async for piece in pieces:
-                    yield piece
+                with self._meters.streamed() as heard:
+                    async for piece in pieces:
+                        if isinstance(piece, Sound):
+                            heard(piece.seconds)
+                        yield piece
         except Exception as error:
             fault = fault_of(error)
             if fault is None:
@@ -81,7 +86,7 @@ class VocoderDeployment:
     def units(self) -> int:
         return self._vocoder.units
 
-    async def _run(self, work: Callable[[list[int]], bytes], units: list[int]) -> bytes:
+    async def _run(self, work: Callable[[list[int]], Sound], units: list[int]) -> Sound:
         with self._backlog.holding(_seconds(units)):
             return await self._worker.run(lambda: work(units))
 

@@ -9,14 +9,17 @@ from serve.errors import Fault
 from serve.prompting import Reply, TooLong, Unfolded, Units, Words
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from speechgpt.speech.vocoder import Vocoder
 
 
 @dataclass(frozen=True)
 class Sound:
-    """More bytes of the sound."""
+    """More bytes of the sound, and how long it lasts, whichever of it a compressed format keeps back."""
 
     data: bytes
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -42,38 +45,46 @@ class Voice:
         self._waves = VocoderStream(vocoder, speed=manner.speed)
         self._bytes = SoundStream(manner.format, manner.rate)
 
-    def push(self, units: list[int]) -> bytes:
-        return self._bytes.push(self._waves.push(units))
+    def push(self, units: list[int]) -> Sound:
+        wave = self._waves.push(units)
+        return Sound(self._bytes.push(wave), _seconds(wave))
 
-    def finish(self) -> bytes:
-        return self._bytes.push(self._waves.finish()) + self._bytes.finish()
+    def finish(self) -> Sound:
+        wave = self._waves.finish()
+        return Sound(self._bytes.push(wave) + self._bytes.finish(), _seconds(wave))
+
+
+def _seconds(wave: "np.ndarray") -> float:
+    from speechgpt.speech.audio import SAMPLE_RATE
+
+    return len(wave) / SAMPLE_RATE
 
 
 async def voiced(
     pieces: AsyncGenerator[Unfolded, None],
     vocoder: "Vocoder",
     manner: Manner,
-    run: Callable[[Callable[[list[int]], bytes], list[int]], Awaitable[bytes]],
+    run: Callable[[Callable[[list[int]], Sound], list[int]], Awaitable[Sound]],
 ) -> AsyncGenerator[Voiced, None]:
     """`pieces` with sound in place of units. run: calls the vocoder's work on these units, off the event loop."""
     voice: Voice | None = None
 
-    def push(units: list[int]) -> bytes:
+    def push(units: list[int]) -> Sound:
         nonlocal voice
         voice = voice or Voice(vocoder, manner)
         return voice.push(units)
 
-    def finish(units: list[int]) -> bytes:
+    def finish(units: list[int]) -> Sound:
         assert voice is not None
         return voice.finish()
 
     async with aclosing(pieces):
         async for piece in pieces:
             if isinstance(piece, Units):
-                data = await run(push, piece.units)
+                sound = await run(push, piece.units)
             else:
-                data = await run(finish, []) if voice and isinstance(piece, Reply) else b""
-            if data:
-                yield Sound(data)
+                sound = await run(finish, []) if voice and isinstance(piece, Reply) else Sound(b"")
+            if sound.data:
+                yield sound
             if not isinstance(piece, Units):
                 yield piece

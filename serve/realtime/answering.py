@@ -114,7 +114,7 @@ class Answers:
         return items, waves
 
     async def _answer(self, active: Active, items: list[Item]) -> None:
-        response, say, began = active.response, active.say, time.monotonic()
+        response, say = active.response, active.say
         reply: Reply | None = None
         own = self._talk.hearing.items - {item.id for item in self._talk.conversation.items}
         try:
@@ -130,8 +130,6 @@ class Answers:
                             case Words("text", text):
                                 self._told(active, response.words(text))
                             case Sound(data):
-                                if not response.seconds:
-                                    self._talk.meters.first_audio(time.monotonic() - began)
                                 self._told(active, response.sound(from_pcm16(data, response.form.format)))
                             case Reply():
                                 reply = piece
@@ -143,7 +141,7 @@ class Answers:
             self._remember(response, reply)
         except asyncio.CancelledError:
             if active.reason is None:
-                self._talk.meters.ended("cancelled", "disconnected", response.seconds)
+                self._talk.meters.response("cancelled", "disconnected")
                 raise
             if task := asyncio.current_task():
                 task.uncancel()
@@ -205,7 +203,7 @@ class Answers:
         if response.form.conversation and active.say is None:
             self._talk.last = time.monotonic()
             self._talk.quiet_from = self._talk.last + response.seconds
-        self._talk.meters.ended(response.status, active.reason, response.seconds)
+        self._talk.meters.response(response.status, active.reason)
         if asked is None:
             return
         # The transcript is whole once the answer has begun.

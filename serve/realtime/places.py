@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from serve import records
 from serve.errors import ApiError, described
-from serve.realtime.meters import Meters
+from serve.meters import Meters
 
 if TYPE_CHECKING:
     from ray.serve.schema import ApplicationDetails

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple
 
 from serve.errors import ApiError, described
+from serve.meters import Meters
 from serve.realtime import client_events as events
 from serve.realtime.answering import Answers
-from serve.realtime.meters import Meters
 from serve.realtime.response import new_id
 from serve.realtime.sound import decode_base64
 from serve.realtime.talk import Talk, going_away

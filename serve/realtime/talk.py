@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from serve.errors import ApiError
+from serve.meters import Meters
 from serve.realtime.client_events import Message
 from serve.realtime.conversation import Conversation, Item
 from serve.realtime.hearing import Hearing
 from serve.realtime.messages import Most, read_message
-from serve.realtime.meters import Meters
 from serve.realtime.outbox import Outbox
 from serve.realtime.response import new_id
 from serve.realtime.session_config import SessionConfig

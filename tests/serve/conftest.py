@@ -52,6 +52,7 @@ def tiny() -> Recipe:
             "serving.request_timeout_seconds=60",
             "serving.language={max_ongoing_requests: 4, max_queued_requests: 4, max_replicas: 1, batch: 4}",
             "serving.encoder.max_replicas=1",
+            "serving.traces.share=1",
             "serving.vocoder.max_replicas=1",
             "serving.gateway.max_replicas=1",
         ),

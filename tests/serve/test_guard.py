@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import logging
+import re
 import threading
 import time
 import zlib
@@ -319,6 +320,21 @@ def test_the_edge_takes_away_what_overrides_policy(edge: TestClient) -> None:
     seen = edge.get("/seen", headers=sent).json()
     assert seen["x-kept"] == "1" and not {name.lower() for name in sent} - {"x-kept"} & set(seen)
     assert edge.get("/seen", headers={"x-request-id": "trace-1"}).json()["x-request-id"] == "trace-1"
+
+
+def test_the_edge_begins_a_trace_or_leaves_it_to_whoever_asks() -> None:
+    def seen(share: float, **sent: str) -> str | None:
+        client = TestClient(Edge(Starlette(routes=[Route("/seen", headers_seen)]), trace_share=share))
+        return client.get("/seen", headers=sent).json().get("traceparent")
+
+    theirs = f"00-{'a' * 32}-{'b' * 16}-00"
+    assert seen(0.0) is None
+    assert seen(1.0, traceparent=theirs) == theirs
+    for sent in ({}, {"traceparent": "00-x"}, {"traceparent": f"00-{'0' * 32}-{'b' * 16}-01"}):
+        made = [seen(1.0, **sent) for _ in range(2)]
+        assert made[0] != made[1] and all(re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-01", one or "") for one in made)
+    shares = [str(seen(0.3))[-2:] for _ in range(60)]
+    assert {"00", "01"} == set(shares)
 
 
 def test_the_edge_hides_routes(edge: TestClient) -> None:

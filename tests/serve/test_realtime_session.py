@@ -22,8 +22,8 @@ from starlette.websockets import WebSocketDisconnect
 from serve.gateway import Access, create_app
 from serve.keys import Allowance, KeyFile, KeyRing, hash_key, new_key
 from serve.memory import OwnMemory
+from serve.meters import Meters
 from serve.realtime import places
-from serve.realtime.meters import Meters
 from serve.realtime.session_config import MuLaw
 from serve.realtime.sound import from_pcm16
 from serve.service import Service

@@ -12,12 +12,22 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from live_service import until
 from openai.types.chat import ChatCompletion
 
+from serve.meters import GATEWAY_METRICS, VOCODER_METRICS
 from speechgpt.speech.audio import decode, encode
 
 pytestmark = pytest.mark.ray
 
+SELDOM = {
+    "speechgpt_rejected_total",
+    "speechgpt_cancelled_total",
+    "speechgpt_active_sessions",
+    "speechgpt_responses_total",
+    "speechgpt_stream_underruns_total",
+}
+"""Counted when it happens, which nothing here makes sure of."""
 QUESTION = "what is two plus three"
 ANSWER = "two plus three is five"
 SPOKEN_REPLY = {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "wav"}}
@@ -192,6 +202,61 @@ def test_health_readiness_and_metrics(service_url: str) -> None:
     assert (ready.status_code, ready.json()) == (200, {"status": "ready", "waiting_for": []})
     page = httpx.get(f"{service_url}/metrics", timeout=30).text
     assert "ray_serve" in page and page.count("# TYPE ray_serve_num_http_requests") <= 1
+
+
+def test_a_request_s_trace_goes_through_all_deployments(service_url: str, clip: bytes) -> None:
+    from ray.serve._private.logging_utils import get_serve_logs_dir
+
+    asked = {"type": "input_audio", "input_audio": {"data": base64.b64encode(clip).decode(), "format": "wav"}}
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": [asked]}],
+        "modalities": ["text", "audio"],
+        "audio": {"voice": "alloy", "format": "pcm16"},
+        "stream": True,
+    }
+    sent = {"x-request-id": "trace-8"}
+    assert httpx.post(f"{service_url}/v1/chat/completions", json=body, headers=sent, timeout=120).status_code == 200
+
+    def spans() -> dict[str, set[str]]:
+        """Deployments by trace of the spans that belong to the request."""
+        found: dict[str, set[str]] = {}
+        for file in Path(get_serve_logs_dir(), "spans").iterdir():
+            text = file.read_text()
+            # One object after the other.
+            while text.strip():
+                span, end = json.JSONDecoder().raw_decode(text.lstrip())
+                text = text.lstrip()[end:]
+                if span["attributes"].get("request_id") == "trace-8":
+                    found.setdefault(span["context"]["trace_id"], set()).add(span["attributes"].get("deployment", ""))
+        return found
+
+    everyone = {"Gateway", "Encoder", "LanguageModel", "Vocoder"}
+    assert until(lambda: any(everyone <= deployments for deployments in spans().values()), 60), spans()
+    assert len(spans()) == 1
+
+
+def test_what_was_asked_is_counted(service_url: str, client: openai.OpenAI, clip: bytes) -> None:
+    client.audio.transcriptions.create(model="tiny", file=("a.wav", clip))
+    with client.audio.speech.with_streaming_response.create(
+        model="tiny", voice="alloy", input="two plus three", response_format="pcm"
+    ) as said:
+        assert said.read()
+    assert httpx.post(f"{service_url}/v1/audio/speech", json={}, timeout=30).status_code == 400
+
+    def missing() -> set[str]:
+        """Of what is to be counted. Replicas tell Ray of it every few seconds."""
+        page = httpx.get(f"{service_url}/metrics", timeout=30).text
+        lines = [line for line in page.splitlines() if line.startswith("ray_speechgpt_")]
+        wanted = {name: (name,) for name in (*GATEWAY_METRICS, *VOCODER_METRICS) if name not in SELDOM}
+        wanted["a stage"] = ("stage_seconds_count", 'stage="hear"')
+        wanted["a stream"] = ("stage_seconds_count", 'stage="answer aloud"')
+        wanted["a refusal"] = ("requests_total", 'route="POST /v1/audio/speech"', 'status="400"')
+        return {
+            name for name, words in wanted.items() if not any(all(word in line for word in words) for line in lines)
+        }
+
+    assert until(lambda: not missing(), 60), missing()
 
 
 def test_a_client_cannot_shorten_or_hide_from_the_policy(service_url: str) -> None:

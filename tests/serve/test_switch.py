@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from serve import visits
 from serve.errors import ApiError
+from serve.meters import Meters
 from serve.prompting import Words
 from serve.reports import FRESH_SECONDS, Report, Reports
 from serve.switch import Route, Switch, Target, settled
@@ -124,7 +125,7 @@ def observed(kind: str, error: Exception | None = None) -> tuple[Tallied, Tally,
     clock, tally, visit = Clock(), Tally(), Visit(kind, "", bundle="new")
     tally.begin("new")
     visits.begin(visit)
-    return Tallied(Slow(clock, error), "new", tally, clock), tally, visit
+    return Tallied(Slow(clock, error), "new", tally, Meters(), clock), tally, visit
 
 
 async def spoken(pipeline: Tallied) -> None:

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from serve.bundles import Source, find
 from serve.gateway import create_app
 from serve.memory import OwnMemory
+from serve.meters import Meters
 from serve.pipeline import OwnPipeline
 from serve.service import Served, Service
 from serve.soundness import broken_tensor
@@ -36,11 +37,18 @@ def gateway(tiny_bundle: Path, poisoned: Path, tiny: Recipe) -> tuple[TestClient
 
     def service(name: str, route: Route) -> Service:
         digest = route["digest"]
-        tallied = Tallied(pipelines[digest], digest, tally)
+        tallied = Tallied(pipelines[digest], digest, tally, Meters())
         return Service(Served(name, digest, 1), tallied, OwnMemory(60, 10), tiny.serving, tiny.generation)
 
     switch = Switch(tally, service)
-    app = create_app(switch.service, list, tiny.serving, None, digest=switch.digest, ended=tally.end)
+    app = create_app(
+        switch.service,
+        list,
+        tiny.serving,
+        None,
+        digest=switch.digest,
+        ended=lambda visit, ending: tally.end(visit, ending.status),
+    )
     return TestClient(app, raise_server_exceptions=False), switch, tally, old, new
 
 

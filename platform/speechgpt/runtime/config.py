@@ -150,6 +150,16 @@ class LanguageDeploymentSection(DeploymentSection):
     vllm: VllmSection = VllmSection()
 
 
+class TracesSection(Section):
+    """OpenTelemetry spans of requests: proxy, gateway, encoder, language model, vocoder."""
+
+    share: float = Field(0.0, ge=0, le=1)
+    """Of requests that are traced; one with a `traceparent` header as that says. 0 traces none."""
+    export: Literal["files", "otlp"] = "files"
+    """`files`: JSON, in the directory of Ray Serve's logs on each node; `otlp`: to the collector that OpenTelemetry's
+    own variables name there (extra `otlp`)."""
+
+
 class ServingSection(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
@@ -172,6 +182,7 @@ class ServingSection(Section):
     """How long a spoken answer can be referred to by its `audio.id`."""
     memory_answers: int = Field(10_000, ge=1)
     """Spoken answers remembered at once; beyond them the oldest are forgotten."""
+    traces: TracesSection = TracesSection()
     realtime: RealtimeSection = RealtimeSection()
     gateway: GatewayDeploymentSection = GatewayDeploymentSection()
     encoder: SoundDeploymentSection = SoundDeploymentSection()
