@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from jobs.cluster import main
+from serve.meters import GATEWAY_METRICS, VOCODER_METRICS
 from speechgpt.runtime import dashboards
 
 ROOT = Path(__file__).parents[2]
@@ -33,8 +34,9 @@ def metrics_of(expression: str) -> set[str]:
     return set(re.findall(r"\b[a-zA-Z_]\w*\b(?!\s*\()", bare)) - WORDS
 
 
-def named_in_rays_sources() -> set[str]:
-    """Metrics that Ray's libraries define and export once they are used: f-strings with each protocol filled in."""
+def named_in_sources() -> set[str]:
+    """Metrics that Ray's libraries and our service define and export once they are used: f-strings with each protocol
+    filled in."""
     import ray
 
     root = Path(ray.__file__).parent
@@ -54,7 +56,9 @@ def named_in_rays_sources() -> set[str]:
         for keyword in [*(ast.keyword(value=a) for a in node.args[:1]), *node.keywords]
         if isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, str)
     }
-    return {f"ray_{name}" for name in found if re.fullmatch(r"(serve|data|train|node|cluster|component)_\w+", name)}
+    rays = {name for name in found if re.fullmatch(r"(serve|data|train|node|cluster|component)_\w+", name)}
+    # Which these are a live page shows in tests/serve/test_service.py.
+    return {f"ray_{name}" for name in (*rays, *GATEWAY_METRICS, *VOCODER_METRICS)}
 
 
 def exported(name: str, known: set[str]) -> bool:
@@ -69,7 +73,7 @@ def test_every_metric_that_is_watched_is_one_that_ray_exports(ray_cluster: None)
     ray.get(ray.remote(lambda: None).remote())
     [node] = [node for node in ray.nodes() if node["Alive"]]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    libraries = named_in_rays_sources()
+    libraries = named_in_sources()
     wanted = {name for expression in expressions() for name in metrics_of(expression)}
     core = {name for name in wanted if not exported(name, libraries)}
     assert {"ray_tasks", "ray_resources", "ray_object_store_memory"} >= core, "neither a library's nor the core's"
@@ -84,7 +88,7 @@ def test_every_metric_that_is_watched_is_one_that_ray_exports(ray_cluster: None)
 
 
 def test_the_test_itself_tells_a_name_that_nobody_exports() -> None:
-    known = named_in_rays_sources()
+    known = named_in_sources()
     assert metrics_of('sum(rate(ray_serve_nonsense_total{a="b"}[5m])) by (le) / ray_x') == {
         "ray_serve_nonsense_total",
         "ray_x",

@@ -1,7 +1,8 @@
-"""What is watched: Prometheus' configuration and alert rules, and Grafana dashboards, made from Ray's own metrics.
+"""What is watched: Prometheus' configuration and alert rules, and Grafana dashboards, made from Ray's own metrics and
+those of `serve/meters.py`.
 
-Ray exports all of it (Serve's, Train's and Data's too) on every node. The tests hold every name here against what Ray
-really exports.
+Ray exports all of it (Serve's, Train's and Data's too) on every node. The tests hold every name here against what is
+really exported.
 """
 
 from dataclasses import dataclass
@@ -52,6 +53,14 @@ def _rate(metric: str, *labels: str) -> str:
 def _http_latency(quantile: float) -> str:
     buckets = f"sum(rate(ray_serve_http_request_latency_ms_bucket{{route!~'/-/.*'}}{_RATE})) by (le)"
     return f"histogram_quantile({quantile}, {buckets})"
+
+
+def _quantile(quantile: float, buckets: str, *labels: str) -> str:
+    return f"histogram_quantile({quantile}, {_rate(buckets, *labels, 'le')})"
+
+
+def _first_sound(quantile: float) -> str:
+    return _quantile(quantile, "ray_speechgpt_time_to_first_audio_seconds_bucket{kind='streamed'}")
 
 
 _MEMORY = _panel("Memory", "percentunit", ("ray_node_mem_used / ray_node_mem_total", "{{instance}}"))
@@ -117,6 +126,27 @@ SERVING = (
         (_http_latency(0.99), "p99"),
     ),
     _panel("p95 in each deployment", "ms", (_DEPLOYMENT_LATENCY, "{{deployment}}")),
+    _panel("First sound of streamed answers", "s", *((_first_sound(q), f"p{100 * q:.0f}") for q in (0.5, 0.95, 0.99))),
+    _panel(
+        "Seconds of work for one of sound",
+        "short",
+        (_quantile(0.5, "ray_speechgpt_realtime_factor_bucket"), "p50"),
+        (_quantile(0.95, "ray_speechgpt_realtime_factor_bucket"), "p95"),
+    ),
+    _panel("p95 of each stage", "s", (_quantile(0.95, "ray_speechgpt_stage_seconds_bucket", "stage"), "{{stage}}")),
+    _panel(
+        "Turned away and broken off",
+        "reqps",
+        (_rate("ray_speechgpt_rejected_total", "reason"), "{{reason}}"),
+        (_rate("ray_speechgpt_cancelled_total", "reason"), "{{reason}}"),
+    ),
+    _panel(
+        "Sound made, and pieces that came late",
+        "short",
+        (f"sum(rate(ray_speechgpt_audio_seconds_generated_total{_RATE}))", "seconds a second"),
+        (f"sum(rate(ray_speechgpt_stream_underruns_total{_RATE}))", "late pieces a second"),
+    ),
+    _panel("Realtime sessions", "short", ("sum(ray_speechgpt_active_sessions)", "open")),
     _panel(
         "Healthy replicas",
         "short",
