@@ -1,9 +1,10 @@
-"""The other side of `bench serve`, in a process of its own: speech as the original makes it, one request at a time.
+"""The other side of `bench serve`, in a process of its own: answers as the original makes them, one at a time.
 
     python -m serve.bench_original BUNDLE TOKENS
 
-transformers' `generate` until the answer is whole, then the vocoder over all of it, without a server in between. One
-JSON object a line each way; of torch's threads it takes as many as torch chooses, or one if that is faster.
+The encoder, if a recording is asked, transformers' `generate` until the answer is whole, then the vocoder over all of
+it, without a server in between. One JSON object a line each way; of torch's threads it takes as many as torch chooses,
+or one if that is faster.
 """
 
 import json
@@ -23,18 +24,27 @@ def main(bundle: Path, tokens: int) -> None:
 
     from speechgpt.language.config import GenerationSection
     from speechgpt.language.model import SpeechLanguageModel
-    from speechgpt.speech.audio import SAMPLE_RATE
+    from speechgpt.language.prompts import Turn
+    from speechgpt.speech.audio import SAMPLE_RATE, decode
+    from speechgpt.speech.encoder import SpeechEncoder
     from speechgpt.speech.vocoder import Vocoder
 
     adapter = bundle / "adapter" if (bundle / "adapter").is_dir() else None
     model, voice = SpeechLanguageModel.load(bundle / "language", adapter), Vocoder.load(bundle / "vocoder")
     if model.model.device.type == "cpu":
         model.model.float()
+    encoder = SpeechEncoder.load(bundle / "encoder")
     generation = GenerationSection(max_new_tokens=tokens)
 
-    def answer(text: str, seed: int) -> dict[str, Any]:
+    def answer(text: str, seed: int, recording: str = "") -> dict[str, Any]:
         began = time.perf_counter()
-        [wave] = voice.synthesize(model.speak([text], generation, seed))
+        if recording:
+            [heard] = encoder.encode([decode(Path(recording).read_bytes())])
+            turn = Turn("user", units=tuple(heard.units.tolist()))
+            [units] = [reply.units or [] for reply in model.answer([[turn]], "chain", generation, seed)]
+        else:
+            [units] = model.speak([text], generation, seed)
+        [wave] = voice.synthesize([units])
         return {"taken": time.perf_counter() - began, "sound": len(wave) / SAMPLE_RATE}
 
     def timed(threads: int) -> float:
