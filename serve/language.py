@@ -6,6 +6,7 @@ from contextlib import aclosing
 from ray.serve.handle import DeploymentHandle
 
 from serve.bundles import Source, open_bundle
+from serve.pacing import FEWEST
 from serve.prompting import Prompter, Read, Reply, Sampling, Task, TooLong, Unfolded
 from speechgpt.language.config import GenerationSection
 from speechgpt.runtime.config import ServingSection
@@ -27,9 +28,9 @@ class LanguageModel:
     async def reply(self, task: Task) -> Reply | TooLong:
         return await self._prompter.reply(task)
 
-    async def unfold(self, task: Task) -> AsyncGenerator[Unfolded, None]:
-        """The reply as it is generated; a caller who goes away stops it."""
-        async with aclosing(self._prompter.unfold(task)) as pieces:
+    async def unfold(self, task: Task, first: int = FEWEST) -> AsyncGenerator[Unfolded, None]:
+        """The reply as it is generated; a caller who goes away stops it. first: see `Prompter.unfold`."""
+        async with aclosing(self._prompter.unfold(task, first)) as pieces:
             async for piece in pieces:
                 yield piece
 

@@ -15,7 +15,7 @@ from serve.encoder import Heard, Refused, hear
 from serve.errors import Fault, from_serve
 from serve.prompting import Prompter, Reply, Task, TooLong, Unfolded
 from serve.vocoder import Line, synthesize
-from serve.voice import Manner, Voiced, voiced
+from serve.voice import Manner, Voiced, first_piece, voiced
 from speechgpt.runtime.config import ServingSection
 
 T = TypeVar("T")
@@ -106,6 +106,7 @@ class OwnPipeline:
         self._encoder = SpeechEncoder.load(bundle / "encoder")
         self._prompter = Prompter.load(bundle, serving)
         self._vocoder = Vocoder.load(bundle / "vocoder")
+        self._first = first_piece(self._vocoder)
         self._max_seconds = serving.max_audio_seconds
 
     async def hear(self, clip: bytes) -> Heard | Refused:
@@ -120,7 +121,7 @@ class OwnPipeline:
         return self._prompter.unfold(task)
 
     def voice(self, task: Task, manner: Manner) -> AsyncGenerator[Voiced, None]:
-        return voiced(self._prompter.unfold(task), self._vocoder, manner, asyncio.to_thread)
+        return voiced(self._prompter.unfold(task, self._first), self._vocoder, manner, asyncio.to_thread)
 
     async def speak(self, line: Line, format: str, rate: int) -> bytes:
         from speechgpt.speech.audio import encode

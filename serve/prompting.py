@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from serve.engine import Engine, LocalEngine, Request
-from serve.pacing import Pacing
+from serve.pacing import FEWEST, Pacing
 from speechgpt.language.config import GenerationSection, ReplyForm
 from speechgpt.runtime import bundle as bundles
 from speechgpt.runtime.config import ServingSection
@@ -192,8 +192,8 @@ class Prompter:
                     return piece
         raise RuntimeError("a reply ended without being whole")
 
-    async def unfold(self, task: Task) -> AsyncGenerator[Unfolded, None]:
-        """The reply as it is generated. Closing this stops the generation."""
+    async def unfold(self, task: Task, first: int = FEWEST) -> AsyncGenerator[Unfolded, None]:
+        """The reply as it is generated. Closing this stops the generation. first: units that come together first."""
         from speechgpt.language.unfolding import Unfolding
 
         prompt = self.prompt(task)
@@ -203,7 +203,7 @@ class Prompter:
         seed = secrets.randbits(31) if prompt.sampling.seed is None else prompt.sampling.seed
         drawn = prompt.sampling
         request = Request(prompt.ids, prompt.kind, drawn.generation, seed, self._seconds, drawn.adapter)
-        unfolding, pacing = Unfolding(self._wording.vocabulary, prompt.kind), Pacing()
+        unfolding, pacing = Unfolding(self._wording.vocabulary, prompt.kind), Pacing(first)
         async with aclosing(self._engine.tokens(request)) as tokens:
             async for few in tokens:
                 for piece in _pieces(unfolding, pacing, few):

@@ -12,7 +12,7 @@ from serve.dialogue import understand
 from serve.encoder import Heard, Refused
 from serve.errors import ApiError
 from serve.memory import Exchange, Recollection
-from serve.pacing import FIRST
+from serve.pacing import FEWEST
 from serve.pipeline import Pipeline
 from serve.prompting import Ask, Dictate, Read, Reply, Sampling, Task, TooLong, Words
 from serve.vocoder import Line
@@ -337,7 +337,7 @@ async def _counted(pieces: AsyncGenerator[LivePiece, None]) -> AsyncGenerator[Li
                     case Words():
                         made += 1
                     case Sound():
-                        made += FIRST
+                        made += FEWEST
                 yield piece
         finally:
             if made:

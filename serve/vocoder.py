@@ -16,7 +16,7 @@ from serve.calls import streamed
 from serve.errors import fault_of
 from serve.meters import VoiceMeters
 from serve.prompting import Task
-from serve.voice import Manner, Sound, Voice, Voiced, voiced
+from serve.voice import Manner, Sound, Voiced, first_piece, voiced
 from serve.worker import Worker
 from speechgpt.runtime.config import ServingSection
 
@@ -47,7 +47,7 @@ class VocoderDeployment:
         self._backlog, self._meters = Backlog(), VoiceMeters()
         self._waves = Batched(self._synthesize, lambda line: _seconds(line.units), serving.vocoder, self._backlog)
         synthesize(self._vocoder, [Line([0])])
-        Voice(self._vocoder, Manner("pcm16", 24_000)).push([0])
+        self._first = first_piece(self._vocoder)
 
     async def speak(self, line: Line, format: str, rate: int) -> bytes:
         """A sound file of `format` (as in `speechgpt.speech.audio.encode`) at `rate` Hz."""
@@ -63,7 +63,7 @@ class VocoderDeployment:
         Asked of the vocoder, not of the language model, because the context that the next sound needs stays here: it
         lives as long as this call, and goes with a caller who goes away.
         """
-        reply = streamed(self._language.unfold.remote(task))
+        reply = streamed(self._language.unfold.remote(task, self._first))
         try:
             async with aclosing(voiced(reply, self._vocoder, manner, self._run)) as pieces:
                 with self._meters.streamed() as heard:

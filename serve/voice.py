@@ -1,5 +1,6 @@
 """A reply on its way to the ear: its words as they are, its units as sound, each as soon as it is there."""
 
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ class Manner:
     speed: float = 1.0
 
 
+_FRAMES_A_UNIT, _NEXT_UNITS, _FURTHER = 1.8, 2, 2
+"""How long merged units are, and how many behind it a predicted duration looks at; and what makes the first sound last
+until the next."""
 Voiced = Words | Sound | Reply | TooLong | Fault
 """What a spoken reply comes as, the whole Reply last; or a TooLong alone, or a Fault last."""
 
@@ -58,6 +62,19 @@ def _seconds(wave: "np.ndarray") -> float:
     from speechgpt.speech.audio import SAMPLE_RATE
 
     return len(wave) / SAMPLE_RATE
+
+
+def first_piece(vocoder: "Vocoder") -> int:
+    """Units with which a reply should begin: as many as its first sound waits for, and a few more. Tried, so that a
+    replica is warm by then."""
+    from speechgpt.speech.streaming import VocoderStream
+
+    stream, frames = VocoderStream(vocoder), 1
+    while not len(stream.push([0], [1])):
+        frames += 1
+    if vocoder.model.dur_predictor is None:
+        return frames + _FURTHER
+    return math.ceil(frames / _FRAMES_A_UNIT) + _NEXT_UNITS + _FURTHER
 
 
 async def voiced(

@@ -57,6 +57,8 @@ class ContinuousBatch:
 
     def __init__(self, model: SpeechLanguageModel, slots: int, adapters: Mapping[str, Path] | None = None) -> None:
         self._model, self._slots = model, slots
+        # transformers looks for them among all parameters each time.
+        self._device, self._dtype = model.model.device, model.model.dtype
         self._adapted = {"": _OWN if isinstance(model.model, PeftModel) else _NONE}
         for name, directory in (adapters or {}).items():
             self._load(name, directory)
@@ -211,14 +213,6 @@ class ContinuousBatch:
         rules = grammar(answer_template(self._model.prompts.dialect, kind), vocabulary)
         rows = self._model.model.get_output_embeddings().weight.shape[0]
         return rules, allowed_tokens(rules, vocabulary, rows).to(self._device)
-
-    @property
-    def _device(self) -> torch.device:
-        return self._model.model.device
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self._model.model.dtype
 
 
 def _layers(model: Any) -> int:

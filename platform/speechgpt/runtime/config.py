@@ -134,8 +134,8 @@ class SoundDeploymentSection(DeploymentSection):
     cpus: float = Field(0.4, ge=0)
     batch_seconds: float = Field(60, ge=1)
     """Sound that is worked on together; a longer clip is worked on alone."""
-    batch_wait_seconds: float = Field(0.01, ge=0)
-    """How long the first of a batch waits for others."""
+    batch_wait_seconds: float = Field(0, ge=0)
+    """How long the first of a batch waits for others. While one batch is worked on, the next gathers anyway."""
     target_sound_seconds: float = Field(30, gt=0)
     """Sound that waits or is worked on in one replica. More of it brings replicas, however few requests it comes with:
     a minute of speech is one request, as a word is."""
