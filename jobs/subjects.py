@@ -51,12 +51,15 @@ class Served:
 
 
 def recipe_of(bundle: "Bundle", address: str, manifest: str) -> dict[str, Any] | None:
-    """The recipe that made a bundle, as it was written. Raises JobError where neither it nor a manifest says what to
-    ask."""
+    """The recipe that made a bundle, as it was written, without `serving`: how a bundle was to be served is nothing to
+    those who ask it, and in an older one that section may have had other keys. Raises JobError where neither it nor a
+    manifest says what to ask."""
     made_by = bundle.manifest["lineage"].get("recipe")
     if not made_by and not manifest:
         raise JobError(f"bundle {address} names no recipe whose questions could be asked: give a --manifest")
-    return yaml.safe_load(made_by) if made_by else None
+    if not made_by:
+        return None
+    return {name: section for name, section in yaml.safe_load(made_by).items() if name != "serving"}
 
 
 def refuse_lone_manifest(bundle: str, manifest: str) -> None:
