@@ -25,7 +25,8 @@ def draw(heard: "Heard", file: Path) -> None:
                 first, np.arange(1, len(first) + 1) / len(first), where="post", label=side, color=_COLOURS[side]
             )
             for answer in good:
-                when, sound = zip(*answer.chunks, strict=True)
+                # What comes whole is a line upwards.
+                when, sound = zip((answer.first, 0.0), *answer.chunks, strict=True)
                 comes.step(when, np.cumsum(sound), where="post", color=_COLOURS[side], linewidth=0.8, alpha=0.6)
         longest = max(answer.sound for answer in sides["streamed"] if not answer.error)
         start = np.median([answer.first for answer in sides["streamed"] if not answer.error])
