@@ -76,7 +76,8 @@ class Speaker:
         self._workspace = workspace
         self._prompts = ray.get(prompts)
         sections = {**recipe.voices.questions, **recipe.voices.held_out}
-        self._voices = {name: Voice(section) for name, section in sections.items()}
+        # Whoever evaluates a bundle need not have the voices that spoke in its training alone.
+        self._voices = {name: Voice(sections[name]) for name in set(self._prompts["voice"].to_pylist())}
         self._seed, self._answer, self._recorded = recipe.seed, recipe.voices.answer, recipe.voices.recorded
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
