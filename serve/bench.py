@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -118,7 +119,8 @@ def main(
     plan = Plan(asked, requests, rate, crowd, limit, seed)
     progress = Progress(silent=as_json)
     try:
-        with progress.count("listening", 4 * requests + 2 * crowd, "answers") as counter:
+        # What replicas print, Ray prints here.
+        with redirect_stdout(sys.stderr), progress.count("listening", 4 * requests + 2 * crowd, "answers") as counter:
             if url:
                 result, heard = asyncio.run(run(url, None, plan, counter.advance))
             else:
