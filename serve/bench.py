@@ -119,7 +119,7 @@ def main(
     plan = Plan(asked, requests, rate, crowd, limit, seed)
     progress = Progress(silent=as_json)
     try:
-        # What replicas print, Ray prints here.
+        # Ray prints here what replicas print, and DeepSpeed, which transformers imports, talks.
         with redirect_stdout(sys.stderr), progress.count("listening", 4 * requests + 2 * crowd, "answers") as counter:
             if url:
                 result, heard = asyncio.run(run(url, None, plan, counter.advance))

@@ -2,10 +2,9 @@
 
 import shutil
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -41,9 +40,7 @@ def talkative(bundle: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         language, directory = Path(folder, "language"), Path(folder, "bundle")
         shutil.copytree(opened.directory / "language", language)
-        # DeepSpeed, which transformers imports, talks on standard output; that is the result's.
-        with redirect_stdout(sys.stderr):
-            unending(language)
+        unending(language)
         directory.mkdir()
         parts = {part.name: part for part in opened.directory.iterdir() if part.is_dir()}
         bundles.write(directory, parts | {"language": language}, opened.manifest["unit_vocabulary"], {})

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPMethod
 
 from ray.exceptions import TaskCancelledError
 from starlette.datastructures import Headers, MutableHeaders
@@ -28,6 +29,7 @@ _RENEWAL_SECONDS = 20.0
 """How often a session's place is kept for longer."""
 _LAST_WORDS_SECONDS = 1.0
 """How long before the deadline a streamed answer ends itself; a tenth of the deadline, if that is less."""
+_METHODS = {*HTTPMethod, "WEBSOCKET"}
 _CLOSE_CODES = {401: 3000, 403: 3003, 413: 1009, 429: 1013, 503: 1013, 504: 1013}
 """WebSocket close codes, by HTTP status: unauthorized, forbidden, message too big, try again later."""
 
@@ -274,6 +276,8 @@ def _path(scope: Scope) -> str:
 
 
 def _route(scope: Scope) -> str:
-    """Method and template of the route that took a request."""
+    """Method and template of the route that took a request. Of methods that clients make up there is no end: they are
+    one, or each would be a row of its own in the metrics."""
     template = getattr(scope.get("route"), "path", "unmatched")
-    return f"{scope.get('method', 'WEBSOCKET')} {template}"
+    method = scope.get("method", "WEBSOCKET")
+    return f"{method if method in _METHODS else 'OTHER'} {template}"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sound:
-    """More bytes of the sound, and how long it lasts, whichever of it a compressed format keeps back."""
+    """More bytes of the sound, and how much of it was made for them (a compressed format keeps some back)."""
 
     data: bytes
     seconds: float = 0.0
@@ -48,25 +48,29 @@ class Voice:
 
         self._waves = VocoderStream(vocoder, speed=manner.speed)
         self._bytes = SoundStream(manner.format, manner.rate)
+        self._untold = 0.0
 
     def push(self, units: list[int]) -> Sound:
         wave = self._waves.push(units)
-        return Sound(self._bytes.push(wave), _seconds(wave))
+        return self._sound(wave, self._bytes.push(wave))
 
     def finish(self) -> Sound:
         wave = self._waves.finish()
-        return Sound(self._bytes.push(wave) + self._bytes.finish(), _seconds(wave))
+        return self._sound(wave, self._bytes.push(wave) + self._bytes.finish())
 
+    def _sound(self, wave: "np.ndarray", data: bytes) -> Sound:
+        from speechgpt.speech.audio import SAMPLE_RATE
 
-def _seconds(wave: "np.ndarray") -> float:
-    from speechgpt.speech.audio import SAMPLE_RATE
-
-    return len(wave) / SAMPLE_RATE
+        seconds = self._untold + len(wave) / SAMPLE_RATE
+        self._untold = 0.0 if data else seconds
+        return Sound(data, seconds)
 
 
 def first_piece(vocoder: "Vocoder") -> int:
-    """Units with which a reply should begin: as many as its first sound waits for, and a few more. Tried, so that a
-    replica is warm by then."""
+    """Units with which a reply should begin: as many as the first sound waits for at a usual pace, and a few more.
+
+    It is tried, so that a replica is warm by then.
+    """
     from speechgpt.speech.streaming import VocoderStream
 
     stream, frames = VocoderStream(vocoder), 1

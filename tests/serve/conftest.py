@@ -20,6 +20,7 @@ from serve.service import Served, Service
 from speechgpt import recipe
 from speechgpt.recipe import Recipe
 from speechgpt.runtime import bundle
+from speechgpt.runtime.config import TracesSection
 
 QUESTION = "what is two plus three"
 ANSWER = "two plus three is five"
@@ -52,7 +53,6 @@ def tiny() -> Recipe:
             "serving.request_timeout_seconds=60",
             "serving.language={max_ongoing_requests: 4, max_queued_requests: 4, max_replicas: 1, batch: 4}",
             "serving.encoder.max_replicas=1",
-            "serving.traces.share=1",
             "serving.vocoder.max_replicas=1",
             "serving.gateway.max_replicas=1",
         ),
@@ -129,7 +129,7 @@ def long_clip() -> bytes:
 @pytest.fixture(scope="module")
 def service_url(tiny_bundle: Path, tiny: Recipe, ray_cluster: None) -> Iterator[str]:
     """The bundle on a real Ray Serve, started as `speechgpt serve` starts it; its CPUs are free again afterwards."""
-    with live_service(tiny_bundle, tiny) as running:
+    with live_service(tiny_bundle, tiny, traces=TracesSection(share=1)) as running:
         yield running.url
 
 

@@ -5,16 +5,21 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from serve.bench import questions
 from serve.engine import LocalEngine, Request
 from serve.prompting import Ask, Prompt, Prompter, Read, Reply, Sampling, Task, Units, Words
-from serve.voice import Manner, Sound, voiced
+from serve.voice import Manner, Sound, first_piece, voiced
 from speechgpt.language.batching import ContinuousBatch
 from speechgpt.language.config import GenerationSection
 from speechgpt.language.model import SpeechLanguageModel
 from speechgpt.language.prompts import Turn
 from speechgpt.recipe import Recipe
+from speechgpt.runtime import bundle
+from speechgpt.speech.audio import decode
+from speechgpt.speech.streaming import VocoderStream
 
 GREEDY = GenerationSection(temperature=0, max_new_tokens=80, max_text_tokens=30)
 SPOKEN = Ask((Turn("user", units=(1, 2, 3, 4, 5, 6)),), "chain", Sampling(GREEDY))
@@ -120,6 +125,44 @@ def test_a_reply_unfolds_into_itself(prompter: Prompter) -> None:
         for field in ("transcript", "text"):
             words = [piece.text for piece in before if isinstance(piece, Words) and piece.field == field]
             assert "".join(words) == (getattr(whole, field) or "")
+
+
+@pytest.mark.parametrize("format", ["pcm", "mp3"])
+def test_pieces_tell_all_seconds_that_were_made(format: str) -> None:
+    """Whatever the format keeps back."""
+    from speechgpt.speech.vocoder import Vocoder
+
+    vocoder = Vocoder.load(bundle.load("nano", "").directory / "vocoder")
+    units = np.random.default_rng(0).integers(0, vocoder.units, 150).tolist()
+
+    async def reply() -> object:
+        for start, end in ((0, 3), (3, 40), (40, 150)):
+            yield Units(units[start:end])
+        yield Reply("", "", units, True, "stop", 0, 0, 0, 0)
+
+    async def heard() -> float:
+        pieces = voiced(reply(), vocoder, Manner(format, 24_000), asyncio.to_thread)  # type: ignore[arg-type]
+        return sum([piece.seconds async for piece in pieces if isinstance(piece, Sound)])
+
+    assert asyncio.run(heard()) == pytest.approx(len(vocoder.synthesize([units])[0]) / 16_000)
+
+
+def test_the_first_piece_is_about_as_long_as_the_first_sound_takes() -> None:
+    """Of replies at every pace: most sound with it (slow ones with fewer units, quick ones with more), none with half
+    of it."""
+    from speechgpt.speech.encoder import SpeechEncoder
+    from speechgpt.speech.vocoder import Vocoder
+
+    directory = bundle.load("nano", "").directory
+    vocoder = Vocoder.load(directory / "vocoder")
+    waves = [decode(asked.recording.read_bytes()) for asked in questions() if asked.recording]
+    first = first_piece(vocoder)
+    replies = [heard.units.tolist() for heard in SpeechEncoder.load(directory / "encoder").encode(waves)]
+
+    def sounding(count: int) -> int:
+        return sum(len(VocoderStream(vocoder).push(units[:count])) > 0 for units in replies)
+
+    assert sounding(first // 2) == 0 and sounding(first) > len(replies) / 2
 
 
 def test_a_listener_who_goes_away_stops_the_generation(prompter: Prompter, tiny_bundle: Path) -> None:

@@ -65,6 +65,21 @@ def test_the_names_are_those_that_are_made(counted: dict[str, list]) -> None:
     assert {f"speechgpt_{name}" for name in counted} == {*GATEWAY_METRICS, *VOCODER_METRICS}
 
 
+def test_methods_that_clients_make_up_are_one() -> None:
+    endings: list[Ending] = []
+
+    async def refused(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 405, "headers": []})
+
+    async def nothing(*_: object) -> Message:
+        return {"type": "http.request"}
+
+    guard = Guard(refused, bundle=lambda: "", deadline_seconds=5, ended=lambda _, ending: endings.append(ending))
+    for method in ("POST", "BREW", "BREW2"):
+        asyncio.run(guard({"type": "http", "headers": [], "method": method}, nothing, nothing))  # type: ignore[arg-type]
+    assert [ending.route for ending in endings] == ["POST unmatched", "OTHER unmatched", "OTHER unmatched"]
+
+
 def test_who_leaves_is_told_from_who_stays() -> None:
     endings: list[Ending] = []
 
