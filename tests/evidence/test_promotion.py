@@ -98,8 +98,8 @@ def running(tiny_bundle: Path, tiny: Recipe) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def make(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
-    where = tmp_path_factory.mktemp("variants")
-    return lambda name, change: bundle_variants.remade(tiny_bundle, where / name, change)
+    """A bundle in a folder of its own, for what is served is named by its directory."""
+    return lambda name, change: bundle_variants.remade(tiny_bundle, tmp_path_factory.mktemp("variant") / name, change)
 
 
 def gateway_replicas() -> set[str]:
@@ -208,7 +208,7 @@ def test_a_promotion_that_is_killed_is_repaired_by_the_next(
     voice: int, when: str, running: Running, make: Callable, record_property: Callable[[str, object], None]
 ) -> None:
     """kill -9 at any stage of a promotion fails no request, and the next promotion takes it up and completes it."""
-    new = make(f"after-{voice}", bundle_variants.voice(voice))
+    new = make("tiny", bundle_variants.voice(voice))
     with load(running.url) as seen:
         killed_at(when, new)
         time.sleep(2)
