@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speechgpt.speech.config import GeneratorSection
-from speechgpt.speech.frozen_hifigan import multiplies_bfloat16
+from speechgpt.speech.packed_products import multiplies_bfloat16
 from speechgpt.speech.units import merge
 from speechgpt.speech.vocoder import Rounding, UnitVocoder, Vocoder, VocoderError
 

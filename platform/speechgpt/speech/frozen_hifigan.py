@@ -140,11 +140,6 @@ class FrozenUpsampling(FrozenConvolution):
         return super().padded(x, leaky).reshape(-1, self._channels)
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether oneDNN's convolutions take bfloat16 on this processor: with AVX-512, or AVX-NE-CONVERT."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 class FrozenHifiGan:
     """The layers of a `HifiGanGenerator` with its weights as they are now, in float32 or bfloat16."""
 

@@ -5,14 +5,18 @@
 - The group norm of the first layer needs each channel's mean and variance over the clip. A channel is a weighted sum of
   ten samples, so both follow from the mean and the covariance of ten neighbouring samples, and the norm becomes part of
   the weights.
+- Weights are laid out once (`packed_products`).
 - Time goes through in blocks, so that what a layer passes on stays in the processor's cache.
 """
+
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechgpt.speech.audio import FRAME, MIN_SAMPLES
+from speechgpt.speech.packed_products import PackedWeight
 from speechgpt.speech.split_products import SplitWeight, split
 
 _BLOCK = 50
@@ -45,6 +49,15 @@ class FrozenFrontEnd:
         return torch.cat(blocks)
 
 
+def exchange_linears(module: nn.Module, kind: Callable[[nn.Linear], nn.Module]) -> None:
+    """Put what `kind` makes of it in the place of every `nn.Linear` in a module."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, kind(child))
+        else:
+            exchange_linears(child, kind)
+
+
 class _Layer:
     """Convolution [time, in] -> [time / stride, out], the norm over channels if there is one, activation."""
 
@@ -53,8 +66,8 @@ class _Layer:
         self._activation: nn.Module = layer.activation  # type: ignore[assignment]
         self._stride, self._kernel = convolution.stride[0], convolution.kernel_size[0]
         weight = convolution.weight.detach().permute(2, 1, 0)
-        # The taps that lie in one row of `stride` samples; the last may hold fewer.
-        self._parts = [part.flatten(0, 1).to(dtype).contiguous() for part in weight.split(self._stride)]
+        # [out, taps]: those that lie in one row of `stride` samples; the last may hold fewer.
+        self._place(part.flatten(0, 1).T.to(dtype) for part in weight.split(self._stride))
         bias = weight.new_zeros(weight.shape[2]) if convolution.bias is None else convolution.bias.detach()
         self._bias = bias.to(dtype)
         norm = getattr(layer, "layer_norm", None)
@@ -66,22 +79,26 @@ class _Layer:
             y = F.layer_norm(y, y.shape[1:], *self._norm)
         return self._activation(y)
 
+    def _place(self, parts: Iterable[Tensor]) -> None:
+        weights = list(parts)
+        self._taps, self._parts = [part.shape[1] for part in weights], [PackedWeight(part) for part in weights]
+
     def _sums(self, x: Tensor, count: int) -> Tensor:
-        y = self._bias.expand(count, -1)
-        for place, part in enumerate(self._parts):
-            y = torch.addmm(y, self._rows(x, count, place), part)
+        y = self._parts[0].product(self._rows(x, count, 0), self._bias)
+        for place, part in enumerate(self._parts[1:], 1):
+            y = part.add_product(self._rows(x, count, place), y)
         return y
 
     def _rows(self, x: Tensor, count: int, place: int) -> Tensor:
         """What the `place`-th part of the weights is multiplied with, [count, its taps], as it lies in x."""
         row = self._stride * x.shape[1]
-        return x.as_strided((count, len(self._parts[place])), (row, 1), x.storage_offset() + place * row)
+        return x.as_strided((count, self._taps[place]), (row, 1), x.storage_offset() + place * row)
 
 
 class _SplitLayer(_Layer):
-    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__(layer, dtype)
-        self._weights = [SplitWeight(part.T) for part in self._parts]
+    def _place(self, parts: Iterable[Tensor]) -> None:
+        weights = list(parts)
+        self._taps, self._weights = [part.shape[1] for part in weights], [SplitWeight(part) for part in weights]
 
     def _sums(self, x: Tensor, count: int) -> Tensor:
         y = self._bias.repeat(count, 1)

@@ -13,7 +13,8 @@ from transformers import HubertConfig, HubertModel
 
 from speechgpt.speech import split_products
 from speechgpt.speech.audio import FRAME, MIN_SAMPLES, SAMPLE_RATE
-from speechgpt.speech.frozen_hubert import FrozenFrontEnd, FrozenPositions
+from speechgpt.speech.frozen_hubert import FrozenFrontEnd, FrozenPositions, exchange_linears
+from speechgpt.speech.packed_products import PackedLinear
 
 Precision = Literal["float32", "bfloat16x3", "bfloat16"]
 UNIT_CONFIG = "unit_config.json"
@@ -92,17 +93,20 @@ class HubertFeatures:
         bfloat16x3 is float32 whose matrix products are made of bfloat16 ones (`split_products`), which needs Intel AMX.
         In bfloat16 a few units in a hundred become others: measure it on your own (`speechgpt bench encode`).
         """
-        if precision == "bfloat16x3":
-            if not split_products.available():
-                raise ValueError("precision bfloat16x3: this processor or PyTorch lacks AMX or oneMKL; take float32")
-            split_products.split_linears(self.model)
+        split = precision == "bfloat16x3"
+        if split and not split_products.available():
+            raise ValueError("precision bfloat16x3: this processor or PyTorch lacks AMX or oneMKL; take float32")
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        self._front_end = FrozenFrontEnd(self.model.feature_extractor.conv_layers, dtype, precision == "bfloat16x3")
+        self._front_end = FrozenFrontEnd(self.model.feature_extractor.conv_layers, dtype, split)
         positions = self.model.encoder.pos_conv_embed
         if getattr(positions, "batch_norm", None) is None:
             self.model.encoder.pos_conv_embed = FrozenPositions(positions)
         nn.Module.to(self.model.feature_projection, dtype)
         nn.Module.to(self.model.encoder, dtype)
+        exchange_linears(self.model, split_products.SplitLinear if split else PackedLinear)
+        if dtype == torch.bfloat16:
+            # PyTorch's fused attention of a CPU is slower in bfloat16 than in float32, and than plain products.
+            self.model.set_attn_implementation("eager")
         self.precision = precision
 
     @property

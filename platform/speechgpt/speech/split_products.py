@@ -91,12 +91,3 @@ class SplitLinear(nn.Module):
         sums = self._bias.repeat(*x.shape[:-1], 1)
         self._weight.add_product(sums.flatten(0, -2), *(part.flatten(0, -2) for part in split(x)))
         return sums
-
-
-def split_linears(module: nn.Module) -> None:
-    """Exchanges every `nn.Linear` in a module for its `SplitLinear`."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Linear):
-            setattr(module, name, SplitLinear(child))
-        else:
-            split_linears(child)

@@ -15,8 +15,9 @@ from torch.nn.utils import parametrize
 
 from speechgpt.speech.audio import FRAME
 from speechgpt.speech.config import GeneratorSection
-from speechgpt.speech.frozen_hifigan import LONGEST, FrozenHifiGan, multiplies_bfloat16
+from speechgpt.speech.frozen_hifigan import LONGEST, FrozenHifiGan
 from speechgpt.speech.generators import HifiGanGenerator, IstftGenerator, Sound, version
+from speechgpt.speech.packed_products import multiplies_bfloat16
 from speechgpt.speech.stream_generators import HifiGanStream
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -47,7 +47,7 @@ def run(count: int, threads: int, seed: int, folder: Path, advance: Callable[[in
 
     import torch
 
-    from speechgpt.speech.frozen_hifigan import multiplies_bfloat16
+    from speechgpt.speech.packed_products import multiplies_bfloat16
     from speechgpt.speech.vocoder import Precision, Vocoder, fold_weight_norm
 
     torch.set_num_threads(threads)
