@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from speechgpt.recipe import Recipe
     from speechgpt.runtime.workspace import Workspace
+    from speechgpt.training.unit_noise import UnitNoise
 
 _ROWS = "instructions/rows.parquet"
 _ROWS_PER_TASK = 4096
@@ -180,22 +181,20 @@ def _blocks(context: Context, start: str) -> tuple["ray.data.Dataset", str, dict
     with workspace.fetch(start) as directory:
         from speechgpt.language.vocabulary import Vocabulary
 
-        pad = Vocabulary.load(directory).pad
+        vocabulary = Vocabulary.load(directory)
+    noise = _noise(workspace, stage.unit_noise, vocabulary.first_unit)
+    arguments = {"tokens": ray.put(tokens), "block": stage.block, "pad": vocabulary.pad}
+    arguments |= {"noise": noise, "seed": recipe.seed}
     pack: Callable[..., pa.Table] = _pack
     # Whole before training begins: the workers will hold the CPUs that packing needs.
     blocks = (
         ray.data.from_arrow(groups)
-        .map_batches(
-            pack,
-            fn_kwargs={"tokens": ray.put(tokens), "block": stage.block, "pad": pad},
-            batch_format="pyarrow",
-            batch_size=None,
-        )
+        .map_batches(pack, fn_kwargs=arguments, batch_format="pyarrow", batch_size=None)
         .materialize()
     )
     flat = np.concatenate([np.array(part) for part in plan])
     digest = hashlib.sha256()
-    digest.update(repr((stage.block, pad, [len(part) for part in plan])).encode())
+    digest.update(repr((stage.block, vocabulary.pad, stage.unit_noise, [len(part) for part in plan])).encode())
     digest.update(flat.tobytes())
     for column in ("ids", "weights"):
         digest.update(tokens[column].combine_chunks().flatten().to_numpy())
@@ -240,7 +239,18 @@ def _tokenise(rows: "pa.Table", workspace: "Workspace", start: str, loss_on: Any
     )
 
 
-def _pack(plan: "pa.Table", tokens: Any, block: int, pad: int) -> "pa.Table":
+def _noise(workspace: "Workspace", share: float, first_unit: int) -> "UnitNoise | None":
+    if not share:
+        return None
+    from safetensors.numpy import load
+
+    from speechgpt.training.unit_noise import UnitNoise
+
+    return UnitNoise(load(workspace.read_bytes("encoder/kmeans.safetensors"))["centroids"], first_unit, share)
+
+
+def _pack(plan: "pa.Table", tokens: Any, block: int, pad: int, noise: "UnitNoise | None", seed: int) -> "pa.Table":
+    import numpy as np
     import ray
 
     from speechgpt.training.blocks import table
@@ -248,10 +258,14 @@ def _pack(plan: "pa.Table", tokens: Any, block: int, pad: int) -> "pa.Table":
 
     rows: pa.Table = ray.get(tokens)
 
-    def row(number: int) -> tuple[Any, Any]:
-        return rows["ids"][number].values.to_numpy(), rows["weights"][number].values.to_numpy()
+    def row(number: int, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        ids, weights = (rows[column][number].values.to_numpy() for column in ("ids", "weights"))
+        return (noise(ids, weights, draw) if noise else ids), weights
 
-    packed = [pack([row(number) for number in part], block, pad) for part in plan["rows"].to_pylist()]
+    packed = []
+    for index, part in zip(plan["index"].to_pylist(), plan["rows"].to_pylist(), strict=True):
+        draw = np.random.default_rng((seed, index))
+        packed.append(pack([row(number, draw) for number in part], block, pad))
     return table(plan["index"].to_pylist(), packed)
 
 

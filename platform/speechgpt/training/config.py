@@ -46,6 +46,9 @@ class StageSection(Section):
     follows `[SpeechGPT]` (rows without it, such as bare units, are learnt whole)."""
     unit_weight: float = Field(1.0, ge=0)
     """Weight of a unit token's loss against a text token's."""
+    unit_noise: float = Field(0.0, ge=0, le=0.5)
+    """Share of the units that are heard and not learnt (`loss_on: reply`) that come as a near one instead, drawn anew
+    each time a row is: what another voice does to them."""
     lora: LoraSection | None = None
     checkpoint_every: int = Field(300, ge=1)
     keep: int = Field(2, ge=1)
