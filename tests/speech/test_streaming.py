@@ -11,6 +11,7 @@ from speechgpt.speech.audio import FRAME
 from speechgpt.speech.config import GeneratorSection
 from speechgpt.speech.frozen_hifigan import FrozenConvolution
 from speechgpt.speech.generators import IstftGenerator
+from speechgpt.speech.packed_products import PackedWeight
 from speechgpt.speech.streaming import VocoderStream, stream
 from speechgpt.speech.vocoder import Vocoder, VocoderError
 
@@ -108,7 +109,7 @@ def test_memory_is_the_context_however_much_was_said(vocoders: dict[str, Vocoder
 def numbers(thing: object, seen: set[int] | None = None) -> int:
     """How many numbers a stream keeps alive besides the vocoder's own, whole storages counted."""
     seen = set() if seen is None else seen
-    if id(thing) in seen or isinstance(thing, torch.nn.Module | Vocoder | FrozenConvolution):
+    if id(thing) in seen or isinstance(thing, torch.nn.Module | Vocoder | FrozenConvolution | PackedWeight):
         return 0
     seen.add(id(thing))
     if isinstance(thing, torch.Tensor):

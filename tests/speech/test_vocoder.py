@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from speechgpt.speech.config import GeneratorSection
+from speechgpt.speech.durations import Rounding
 from speechgpt.speech.packed_products import multiplies_bfloat16
 from speechgpt.speech.units import merge
-from speechgpt.speech.vocoder import Rounding, UnitVocoder, Vocoder, VocoderError
+from speechgpt.speech.vocoder import UnitVocoder, Vocoder, VocoderError
 
 SMALL = {"embedding_dim": 16, "upsample_initial_channel": 64, "istft_channels": 32, "istft_blocks": (2, 2)}
 SECTIONS = {

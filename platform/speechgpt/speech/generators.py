@@ -3,7 +3,6 @@
 Every layer is followed by the clip's own mask, so that a clip in a padded batch sounds as it does alone.
 """
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -13,8 +12,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from speechgpt.speech.audio import FRAME, SAMPLE_RATE
 from speechgpt.speech.config import GeneratorSection
-from speechgpt.speech.convolution import convolved
 from speechgpt.speech.pitch import HIGHEST, LOWEST
+from speechgpt.speech.pitch_trunk import Layers, Trunk, through, trunk
 
 Mask = Tensor | None
 """[clips, 1, frames], 1 inside a clip; None when all clips of the batch are equally long."""
@@ -114,23 +113,12 @@ class ConvNextBlock(nn.Module):
         self.scale = nn.Parameter(torch.full((channels,), 0.2))
 
     def forward(self, x: Tensor, mask: Mask) -> Tensor:
-        layer = self.depthwise
-        y = convolved(x, layer.weight, layer.bias, layer.groups, margin=layer.kernel_size[0] // 2)
-        return _masked(x + self.shaped(y), mask)
+        return _masked(x + self.shaped(self.depthwise(x)), mask)
 
     def shaped(self, y: Tensor) -> Tensor:
         """The network in each frame. [clips, channels, T]."""
         y = self.narrow(F.gelu(self.widen(self.norm(y.transpose(1, 2)))))
         return (self.scale * y).transpose(1, 2)
-
-
-class _Slow(NamedTuple):
-    """What `IstftGenerator` does at 50 Hz."""
-
-    enter: nn.Module
-    slow: nn.ModuleList
-    near_pitch: nn.Module
-    to_pitch: nn.Module
 
 
 class IstftGenerator(nn.Module):
@@ -162,16 +150,14 @@ class IstftGenerator(nn.Module):
             # Soft to begin with: a loud start would first have to be unlearned.
             self.filters.bias.copy_(torch.tensor([-3.0, 0.0, -5.0]).repeat_interleave(bins))
         self.register_buffer("window", torch.hann_window(self.WINDOW), persistent=False)
-        # In a tuple, for a module would be taken for one with weights of its own.
-        self._twin: tuple[tuple, _Slow] | None = None
+        self._trunk: tuple[tuple, Trunk] | None = None
 
     def forward(self, frames: Tensor, mask: Mask = None, pitch: Tensor | None = None) -> Sound:
         """frames: [clips, model_in_dim, T]; pitch: Hz [clips, T], predicted when not given."""
         if self.training:
-            x, expected = self._slow(self, frames, mask)
+            x, expected = through(self._layers(), frames, mask)
         else:
-            x, expected = self._slow(self.twin(), frames.double(), None if mask is None else mask.double())
-            x = x.float()
+            x, expected = self.trunk().whole(frames, mask)
         if pitch is None:
             pitch = stepped(expected.detach())
         # What makes phases and spectra is float32, whatever the layers before it are trained in.
@@ -192,29 +178,15 @@ class IstftGenerator(nn.Module):
         sound, envelope = self._overlap(pieces), self._overlap(_masked(weight, mask))
         return Sound(self.levelled(sound, envelope), expected)
 
-    def twin(self) -> "_Slow":
-        """The layers from which the pitch comes, in double precision.
-
-        A pitch that rounding moves to another step is heard as a shift of all later periods. In single precision that
-        happens once in a few thousand frames, because the last digits depend on what else is in the batch.
-        """
+    def trunk(self) -> Trunk:
+        """The layers from which the pitch comes, made anew when a weight has changed."""
         key = version(self)
-        if self._twin is None or self._twin[0] != key:
-            # Outside inference mode, so that the copy may be used there too.
-            with torch.inference_mode(False), torch.no_grad():
-                twin = copy.deepcopy(_Slow(self.enter, self.slow, self.near_pitch, self.to_pitch))
-                for part in twin:
-                    part.double()
-            self._twin = key, twin
-        return self._twin[1]
+        if self._trunk is None or self._trunk[0] != key:
+            self._trunk = key, trunk(self._layers())
+        return self._trunk[1]
 
-    @staticmethod
-    def _slow(layers: "IstftGenerator | _Slow", frames: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
-        """[clips, channels, T] at 50 Hz, and the octaves [clips, T] that they make expect."""
-        x = _masked(layers.enter(frames), mask)
-        for block in layers.slow:
-            x = block(x, mask)
-        return x, layers.to_pitch(_masked(F.gelu(layers.near_pitch(x)), mask))[:, 0]
+    def _layers(self) -> Layers:
+        return Layers(self.enter, self.slow, self.near_pitch, self.to_pitch)  # type: ignore[arg-type]
 
     def widened(self, x: Tensor, pitch: Tensor) -> Tensor:
         """[clips, channels, T] at 50 Hz with the pitch [clips, T] -> [clips, channels / 2, 4 T] at 200 Hz."""

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from speechgpt.speech.audio import FRAME, SAMPLE_RATE
 from speechgpt.speech.frozen_hifigan import FrozenConvolution, FrozenHifiGan
@@ -112,12 +111,8 @@ class IstftStream:
 
     def __init__(self, generator: IstftGenerator) -> None:
         window, hop = generator.WINDOW, generator.HOP
-        twin = generator.twin()
         self._generator = generator
-        self._enter = ConvolutionStream(twin.enter)  # type: ignore[arg-type]
-        self._slow = [_ConvNextStream(block) for block in twin.slow]  # type: ignore[arg-type]
-        self._near_pitch = ConvolutionStream(twin.near_pitch)  # type: ignore[arg-type]
-        self._to_pitch = ConvolutionStream(twin.to_pitch)  # type: ignore[arg-type]
+        self._trunk = generator.trunk().stream()
         self._before_pitch = Waiting()
         self._pulses, self._noise = _PulseStream(), noise_source()
         self._source, self._breath = (WindowStream(window, hop, generator.window) for _ in range(2))
@@ -128,17 +123,15 @@ class IstftStream:
     def push(self, x: Tensor, last: bool) -> Tensor:
         """x: frames [1, model_in_dim, n]; returns the samples that follow, [m]."""
         generator = self._generator
-        x = self._enter.push(x.double(), last)
-        for block in self._slow:
-            x = block.push(x, last)
+        x, expected = self._trunk.push(x, last)
         self._before_pitch.add(x)
-        pitch = stepped(self._to_pitch.push(F.gelu(self._near_pitch.push(x, last)), last)[:, 0])
+        pitch = stepped(expected)
         if not pitch.shape[1]:
             return generator.window.new_zeros(0)
         noise = torch.randn(pitch.shape[1] * FRAME, generator=self._noise).to(x.device)[None]
         self._sources.add(self._source.push(self._pulses.push(pitch, last), last))
         self._breaths.add(self._breath.push(noise, last))
-        x = generator.widened(self._before_pitch.take(pitch.shape[1]).float(), pitch)
+        x = generator.widened(self._before_pitch.take(pitch.shape[1]), pitch)
         for block in self._fast:
             x = block.push(x, last)
         self._shapes.add(x)

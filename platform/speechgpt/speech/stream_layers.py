@@ -4,12 +4,11 @@ Each layer takes the next samples, possibly none, and gives all that follows fro
 that nothing more comes. Between calls it keeps the samples that it will need again, and no others.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from speechgpt.speech.convolution import convolved
-from speechgpt.speech.frozen_hifigan import FrozenConvolution
 
 
 class Waiting:
@@ -70,18 +69,30 @@ class ConvolutionStream:
         self._kept = x[:, :, max(0, x.shape[2] - self._reach) :].clone()
         if x.shape[2] <= self._reach:
             return x.new_zeros(1, len(self._weight), 0)
-        return convolved(x, self._weight, self._bias, self._groups)
+        return F.conv1d(x, self._weight, self._bias, groups=self._groups)
+
+
+class RowsLayer(Protocol):
+    """A convolution of stride 1 on rows, without padding: [n + reach, in] -> [n, out]."""
+
+    reach: int
+
+    def nothing(self, rows: int = 0) -> Tensor:
+        """Rows of silence that it would take."""
+
+    def __call__(self, x: Tensor, usual: bool, /) -> Tensor:
+        """usual: whether this length comes again and again."""
 
 
 class RowsStream:
-    """The same of a frozen convolution, on rows [n, in] -> [m, out], after a leaky ReLU of the given slope if any."""
+    """The same of a layer on rows [n, in] -> [m, out], after a leaky ReLU of the given slope if any."""
 
-    def __init__(self, layer: FrozenConvolution, leaky: float | None = None) -> None:
+    def __init__(self, layer: RowsLayer, leaky: float | None = None) -> None:
         self._layer, self._leaky = layer, leaky
         self._margin = layer.reach // 2
         self._kept = layer.nothing(self._margin)
 
-    def push(self, x: Tensor, last: bool, usual: bool) -> Tensor:
+    def push(self, x: Tensor, last: bool, usual: bool = False) -> Tensor:
         before = len(self._kept)
         rows = x.new_empty(before + len(x) + (self._margin if last else 0), x.shape[1])
         rows[:before] = self._kept

@@ -5,12 +5,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from speechgpt.speech.generators import IstftGenerator
 from speechgpt.speech.stream_generators import HifiGanStream, IstftStream
-from speechgpt.speech.stream_layers import ConvolutionStream
-from speechgpt.speech.vocoder import DurationPredictor, Vocoder, VocoderError
+from speechgpt.speech.vocoder import Vocoder, VocoderError
 
 _PIECE = 100
 """Frames that go through the generator at a time, however many are given: memory is that of two seconds of speech."""
@@ -30,7 +28,7 @@ class VocoderStream:
         self._speed, self._spoken = speed, 0
         model = vocoder.model
         with torch.inference_mode():
-            self._predictor = None if model.dur_predictor is None else DurationStream(vocoder.duration_predictor())
+            self._predictor = None if model.dur_predictor is None else vocoder.duration_layers().stream()
             self._generator = (
                 IstftStream(model.generator)
                 if isinstance(model.generator, IstftGenerator)
@@ -95,7 +93,7 @@ class VocoderStream:
         if not self._predicts or self._predictor is None:
             return codes
         self._waiting = torch.cat([self._waiting, codes])
-        predicted = self._predictor.push(self._vocoder.embedded(codes[None]).transpose(1, 2).double(), last)
+        [predicted] = self._predictor.push(self._vocoder.embedded(codes[None]).transpose(1, 2), last)
         frames = self._rounding.push(predicted)
         known, self._waiting = self._waiting[: len(frames)], self._waiting[len(frames) :].clone()
         return known.repeat_interleave(self._hurried(frames))
@@ -108,24 +106,6 @@ class VocoderStream:
         at_speed = torch.round(torch.cat([ends.new_tensor([self._spoken]), ends]).double() / self._speed).long()
         self._spoken = int(ends[-1])
         return at_speed.diff()
-
-
-class DurationStream:
-    """`DurationPredictor` of one clip: each unit's duration once the two after it are there."""
-
-    def __init__(self, predictor: DurationPredictor) -> None:
-        self._predictor = predictor
-        self._first, self._second = (
-            ConvolutionStream(layer[0])  # type: ignore[arg-type]
-            for layer in (predictor.conv1, predictor.conv2)
-        )
-
-    def push(self, embedded: Tensor, last: bool) -> Tensor:
-        """embedded: [1, channels, n] -> log(duration + 1) of the units that follow, [m]."""
-        predictor = self._predictor
-        x = predictor.ln1(F.relu(self._first.push(embedded, last)).transpose(1, 2))
-        x = predictor.ln2(F.relu(self._second.push(x.transpose(1, 2), last)).transpose(1, 2))
-        return predictor.proj(x)[0, :, 0]
 
 
 def stream(vocoder: Vocoder, units: Iterable[Sequence[int]], speaker: int | None = None) -> Iterator[np.ndarray]:

@@ -1,6 +1,5 @@
 """The unit vocoder: merged units to speech, with predicted durations, one clip or a batch (SPEC 4)."""
 
-import copy
 import json
 import os
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from speechgpt.speech.audio import FRAME
 from speechgpt.speech.config import GeneratorSection
+from speechgpt.speech.durations import DurationPredictor, Durations, Rounding, durations
 from speechgpt.speech.frozen_hifigan import LONGEST, FrozenHifiGan
 from speechgpt.speech.generators import HifiGanGenerator, IstftGenerator, Sound, version
 from speechgpt.speech.packed_products import multiplies_bfloat16
@@ -28,49 +28,6 @@ Precision = Literal["float32", "bfloat16"]
 
 class VocoderError(ValueError):
     """A vocoder directory or a unit sequence that cannot be used."""
-
-
-class DurationPredictor(nn.Module):
-    """log(duration + 1) of each merged unit, from its embedding and two neighbours each side (SPEC 4.3)."""
-
-    def __init__(self, channels: int, kernel: int = 3, dropout: float = 0.5) -> None:
-        super().__init__()
-        self.conv1 = nn.Sequential(nn.Conv1d(channels, channels, kernel, padding=(kernel - 1) // 2), nn.ReLU())
-        self.ln1 = nn.LayerNorm(channels)
-        self.conv2 = nn.Sequential(nn.Conv1d(channels, channels, kernel, padding=1), nn.ReLU())
-        self.ln2 = nn.LayerNorm(channels)
-        self.proj = nn.Linear(channels, 1)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, embedded: Tensor, mask: Tensor) -> Tensor:
-        """embedded: [clips, units, channels]; mask: [clips, units], 1 inside. Returns [clips, units]."""
-        x = embedded * mask[..., None]
-        for convolution, norm in ((self.conv1, self.ln1), (self.conv2, self.ln2)):
-            x = self.dropout(norm(convolution(x.transpose(1, 2)).transpose(1, 2))) * mask[..., None]
-        return self.proj(x).squeeze(-1)
-
-
-class Rounding:
-    """Whole frames of one clip's units, at least one each, from log(duration + 1); in pieces as at once."""
-
-    def __init__(self, running: bool) -> None:
-        """running: see `GeneratorSection.rounding`."""
-        self._running = running
-        self._exact = torch.zeros(1, dtype=torch.float64)
-        self._end = 0
-
-    def push(self, predicted: Tensor) -> Tensor:
-        """predicted: float64 [n] of the next units. Returns int64 [n], on the CPU."""
-        lengths = torch.exp(predicted.cpu()) - 1
-        if not self._running:
-            return torch.clamp(torch.round(lengths), min=1).long()
-        exact = torch.cat([self._exact, lengths.clamp(min=0)]).cumsum(0)
-        order = torch.arange(len(exact))
-        # What lies beyond one frame a unit never shrinks, so that each end is a frame at least behind the one before.
-        beyond = torch.cat([torch.tensor([self._end]), torch.round(exact[1:]).long() - order[1:]])
-        ends = beyond.cummax(0).values + order
-        self._exact, self._end = exact[-1:], int(ends[-1])
-        return ends.diff()
 
 
 class CentroidEmbedding(nn.Module):
@@ -141,6 +98,7 @@ class Vocoder:
             raise VocoderError(f"precision {precision}: this processor has no instructions for it; leave it at float32")
         self.precision = precision
         self._frozen: tuple[tuple, FrozenHifiGan] | None = None
+        self._durations: tuple[tuple, Durations] | None = None
 
     @classmethod
     def load(cls, directory: str | os.PathLike, precision: Precision = "float32") -> "Vocoder":
@@ -206,16 +164,20 @@ class Vocoder:
             self._frozen = key, FrozenHifiGan(generator, getattr(torch, self.precision))
         return self._frozen[1]
 
-    def duration_predictor(self) -> DurationPredictor:
-        """A copy in double precision: what rounds to a whole frame must not depend on what else is in the batch.
+    def duration_layers(self) -> Durations:
+        """The duration predictor for inference, made anew when a weight has changed.
 
         Raises VocoderError where the vocoder has none.
         """
-        if self.model.dur_predictor is None:
+        predictor = self.model.dur_predictor
+        if predictor is None:
             raise VocoderError(
                 "this vocoder does not predict durations; give them, or synthesize units of one frame each"
             )
-        return copy.deepcopy(self.model.dur_predictor).double()
+        key = version(predictor)
+        if self._durations is None or self._durations[0] != key:
+            self._durations = key, durations(predictor)
+        return self._durations[1]
 
     @torch.inference_mode()
     def durations(self, units: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -225,13 +187,12 @@ class Vocoder:
 
         Raises VocoderError for a unit outside the codebook, or if this vocoder does not predict durations.
         """
-        predictor = self.duration_predictor()
-        codes = [self.checked(u) for u in units]
-        length = max((len(c) for c in codes), default=0)
-        padded = torch.stack([F.pad(c, (0, length - len(c))) for c in codes])
-        mask = torch.stack([torch.arange(length) < len(c) for c in codes]).double()
-        predicted = predictor(self.embedded(padded).double(), mask.to(self._device))
-        return [self.rounding().push(row[: len(c)]).numpy() for row, c in zip(predicted, codes, strict=True)]
+        layers = self.duration_layers()
+        return [self._durations_of(self.checked(clip), layers) for clip in units]
+
+    def _durations_of(self, codes: Tensor, layers: Durations) -> np.ndarray:
+        [predicted] = layers.stream().push(self.embedded(codes[None]).transpose(1, 2), last=True)
+        return self.rounding().push(predicted).numpy()
 
     def rounding(self) -> Rounding:
         """Of one clip's durations."""

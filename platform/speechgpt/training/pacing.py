@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from speechgpt.speech.audio import FRAME
+from speechgpt.speech.durations import Rounding
 from speechgpt.speech.units import Units, expand, merge
-from speechgpt.speech.vocoder import Rounding, UnitVocoder
+from speechgpt.speech.vocoder import UnitVocoder
 
 
 class Pace(NamedTuple):
