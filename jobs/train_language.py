@@ -182,14 +182,18 @@ def _blocks(context: Context, start: str) -> tuple["ray.data.Dataset", str, dict
         from speechgpt.language.vocabulary import Vocabulary
 
         vocabulary = Vocabulary.load(directory)
-    noise = _noise(workspace, stage.unit_noise, vocabulary.first_unit)
-    arguments = {"tokens": ray.put(tokens), "block": stage.block, "pad": vocabulary.pad}
-    arguments |= {"noise": noise, "seed": recipe.seed}
+    how = {
+        "tokens": ray.put(tokens),
+        "block": stage.block,
+        "pad": vocabulary.pad,
+        "noise": _noise(workspace, stage.unit_noise, vocabulary.first_unit),
+        "seed": recipe.seed,
+    }
     pack: Callable[..., pa.Table] = _pack
     # Whole before training begins: the workers will hold the CPUs that packing needs.
     blocks = (
         ray.data.from_arrow(groups)
-        .map_batches(pack, fn_kwargs=arguments, batch_format="pyarrow", batch_size=None)
+        .map_batches(pack, fn_kwargs=how, batch_format="pyarrow", batch_size=None)
         .materialize()
     )
     flat = np.concatenate([np.array(part) for part in plan])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 from safetensors.numpy import load_file, save
 
@@ -22,6 +23,7 @@ from jobs.training_storage import forget_broken_run
 from speechgpt import recipe as recipes
 from speechgpt.language.vocabulary import Vocabulary
 from speechgpt.runtime.workspace import Workspace
+from speechgpt.training.unit_noise import UnitNoise
 
 SETTINGS = (*stage_workspace.SETTINGS, "stages.base.validate_every=100", "stages.base.answers=2")
 
@@ -29,6 +31,26 @@ SETTINGS = (*stage_workspace.SETTINGS, "stages.base.validate_every=100", "stages
 def train(workspace: Workspace, stage: str, *settings: str) -> dict:
     recipe = recipes.load("tiny", (*SETTINGS, *settings))
     return shell.execute(train_language.JOB, recipe, workspace, stage, json=True)
+
+
+def test_what_is_heard_comes_with_noise_anew_in_each_block(monkeypatch):
+    monkeypatch.setattr("ray.get", lambda tokens: tokens)
+    centroids = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    units = (np.random.default_rng(1).permutation(50) + 100).astype(np.int32)
+    weights = np.r_[np.zeros(30), np.ones(20)].astype(np.float32)
+    tokens = pa.table(
+        {"ids": pa.array([units], pa.list_(pa.int32())), "weights": pa.array([weights], pa.list_(pa.float32()))}
+    )
+    plan = pa.table({"index": pa.array([0, 1], pa.int64()), "rows": [[0], [0]]})
+
+    def packed(noise: UnitNoise | None) -> list[list[int]]:
+        return train_language._pack(plan, tokens, 50, 0, noise, seed=1)["ids"].to_pylist()
+
+    assert packed(None) == [units.tolist()] * 2
+    first, second = packed(UnitNoise(centroids, 100, 0.3))
+    assert first[30:] == second[30:] == units[30:].tolist()
+    assert first[:30] != second[:30] and units[:30].tolist() not in (first[:30], second[:30])
+    assert packed(UnitNoise(centroids, 100, 0.3)) == [first, second]
 
 
 @pytest.fixture(scope="module")

@@ -32,10 +32,11 @@ def predictor() -> DurationPredictor:
 @pytest.fixture(params=["single", "double"])
 def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
     if request.param == "double":
-        monkeypatch.setattr(steady_layers, "_holds", lambda _made: False)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
         return torch.float64
     if not torch.backends.mkldnn.is_available():
         pytest.skip("no oneDNN here")
+    monkeypatch.setattr(steady_layers, "_holds", lambda _made: True)
     return torch.float32
 
 
@@ -48,26 +49,19 @@ def _in_pieces(made: steady_layers.Steady, x: Tensor, sizes: list[int]) -> list[
     return [torch.cat(parts, dim=-1) for parts in zip(*results, strict=True)]
 
 
-@torch.inference_mode()
-def test_on_this_processor_the_shipped_sizes_are_steady_in_single_precision(
-    generator: IstftGenerator, predictor: DurationPredictor
-) -> None:
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip("no oneDNN here")
-    assert generator.trunk().dtype == durations(predictor).dtype == torch.float32
-
-
 @settings(max_examples=60, deadline=None)
 @given(sizes=st.lists(st.integers(0, 70), max_size=12), rest=st.integers(1, 40), seed=st.integers(0, 2**20))
 @torch.inference_mode()
-def test_pieces_are_the_whole_to_the_last_bit(
+def test_pieces_are_the_whole_whatever_was_chosen(
     generator: IstftGenerator, predictor: DurationPredictor, sizes: list[int], rest: int, seed: int
 ) -> None:
+    """To the last bit in single precision, which was tried with few pieces."""
     x = torch.randn(1, 256, sum(sizes) + rest, generator=torch.Generator().manual_seed(seed))
     for made in (generator.trunk(), durations(predictor)):
-        if made.dtype == torch.float32:
-            for piece, whole in zip(_in_pieces(made, x, sizes), made.stream().push(x, last=True), strict=True):
-                assert torch.equal(piece, whole)
+        for joined, whole in zip(_in_pieces(made, x, sizes), made.stream().push(x, last=True), strict=True):
+            rounded = 1e-12 if whole.dtype == torch.float64 else 1e-6
+            allowed = 0 if made.dtype == torch.float32 else rounded
+            torch.testing.assert_close(joined, whole, atol=allowed, rtol=0)
 
 
 @torch.inference_mode()

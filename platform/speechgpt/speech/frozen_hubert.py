@@ -9,7 +9,8 @@
 - Time goes through in blocks, so that what a layer passes on stays in the processor's cache.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,13 +62,18 @@ def exchange_linears(module: nn.Module, kind: Callable[[nn.Linear], nn.Module]) 
 class _Layer:
     """Convolution [time, in] -> [time / stride, out], the norm over channels if there is one, activation."""
 
+    _kept: type = PackedWeight
+    """What weights are kept as."""
+
     def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
         convolution: nn.Conv1d = layer.conv  # type: ignore[assignment]
         self._activation: nn.Module = layer.activation  # type: ignore[assignment]
         self._stride, self._kernel = convolution.stride[0], convolution.kernel_size[0]
         weight = convolution.weight.detach().permute(2, 1, 0)
         # [out, taps]: those that lie in one row of `stride` samples; the last may hold fewer.
-        self._place(part.flatten(0, 1).T.to(dtype) for part in weight.split(self._stride))
+        parts = [part.flatten(0, 1).T.to(dtype) for part in weight.split(self._stride)]
+        self._taps = [part.shape[1] for part in parts]
+        self._parts: list[Any] = [self._kept(part) for part in parts]
         bias = weight.new_zeros(weight.shape[2]) if convolution.bias is None else convolution.bias.detach()
         self._bias = bias.to(dtype)
         norm = getattr(layer, "layer_norm", None)
@@ -78,10 +84,6 @@ class _Layer:
         if self._norm is not None:
             y = F.layer_norm(y, y.shape[1:], *self._norm)
         return self._activation(y)
-
-    def _place(self, parts: Iterable[Tensor]) -> None:
-        weights = list(parts)
-        self._taps, self._parts = [part.shape[1] for part in weights], [PackedWeight(part) for part in weights]
 
     def _sums(self, x: Tensor, count: int) -> Tensor:
         y = self._parts[0].product(self._rows(x, count, 0), self._bias)
@@ -96,15 +98,13 @@ class _Layer:
 
 
 class _SplitLayer(_Layer):
-    def _place(self, parts: Iterable[Tensor]) -> None:
-        weights = list(parts)
-        self._taps, self._weights = [part.shape[1] for part in weights], [SplitWeight(part) for part in weights]
+    _kept = SplitWeight
 
     def _sums(self, x: Tensor, count: int) -> Tensor:
         y = self._bias.repeat(count, 1)
         high, low = split(x)
-        for place, weight in enumerate(self._weights):
-            weight.add_product(y, self._rows(high, count, place), self._rows(low, count, place))
+        for place, part in enumerate(self._parts):
+            part.add_product(y, self._rows(high, count, place), self._rows(low, count, place))
         return y
 
 

@@ -48,7 +48,7 @@ class StageSection(Section):
     """Weight of a unit token's loss against a text token's."""
     unit_noise: float = Field(0.0, ge=0, le=0.5)
     """Share of the units that are heard and not learnt (`loss_on: reply`) that come as a near one instead, drawn anew
-    each time a row is: what another voice does to them."""
+    each time a row is: what another voice does to them. No two in a row, so a little fewer do."""
     lora: LoraSection | None = None
     checkpoint_every: int = Field(300, ge=1)
     keep: int = Field(2, ge=1)
