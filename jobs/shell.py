@@ -189,6 +189,7 @@ def perform(
 def verb(as_json: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Around a verb's work: yields the function that prints its result; errors become messages and exit codes."""
     with _standard_output_kept(as_json) as output:
+        joined = _is_joined()
 
         def answer(result: dict[str, Any]) -> None:
             print(
@@ -203,6 +204,9 @@ def verb(as_json: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
             _complain(str(error))
             raise typer.Exit(2) from None
         except Exception as error:
+            if _is_joined() and not joined:
+                # What Ray still relays of its workers would bury the reason.
+                sys.modules["ray"].shutdown()
             # Ray wraps what a worker raised, and a wrapped OSError has lost its number.
             cause = getattr(error, "cause", None) or error
             if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
@@ -213,6 +217,11 @@ def verb(as_json: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
             else:
                 raise
             raise typer.Exit(1) from None
+
+
+def _is_joined() -> bool:
+    """Whether this process is in a Ray cluster; Ray, which is slow to import, is not imported for it."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 @contextmanager

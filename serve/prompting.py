@@ -169,7 +169,7 @@ class Prompter:
         from speechgpt.language.batching import ContinuousBatch
 
         wording, seconds = model.wording, serving.request_timeout_seconds
-        batch = ContinuousBatch(model, serving.language.batch, adapters)
+        batch = ContinuousBatch(model, serving.language.batch, adapters, graph=True)
         return cls(wording, LocalEngine(batch, seconds), seconds)
 
     @property

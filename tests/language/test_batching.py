@@ -161,3 +161,16 @@ def test_an_adapter_that_is_not_here_or_cannot_be_mixed_is_named(model, tmp_path
     get_peft_model(deepcopy(model.model), settings).save_pretrained(str(tmp_path))
     with pytest.raises(ValueError, match="adapter head.*modules_to_save"):
         ContinuousBatch(adapted(model, None), 2, {"head": tmp_path})
+
+
+@pytest.mark.parametrize("generation", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_replies_are_the_same_with_a_graph_of_the_step(model, generation, monkeypatch):
+    requests = [(ids, kind, generation, 5) for _, ids, kind in (asked(model, *question) for question in QUESTIONS)]
+    arrivals = [requests[:2], [], requests[2:4], [], [], requests[4:]]
+    expected = run(ContinuousBatch(model, 3), arrivals)
+    passes = []
+    forward = ContinuousBatch._forward
+    monkeypatch.setattr(ContinuousBatch, "_forward", lambda *given: passes.append(given[1].shape) or forward(*given))
+    assert run(ContinuousBatch(model, 3, graph=True), arrivals) == expected
+    # The model itself reads the prompts, and no more: also the instruction with which they begin.
+    assert len(passes) <= len(requests) + 1 < sum(map(len, expected))

@@ -22,6 +22,7 @@ from speechgpt.language.generation import Decoder, Grammar, allowed_tokens, choo
 from speechgpt.language.model import SpeechLanguageModel, seed_of
 from speechgpt.language.prompts import Kind, answer_template
 from speechgpt.language.segments import Template
+from speechgpt.language.step_graph import traced, write
 
 _OWN, _NONE = "default", "__base__"
 """PEFT's words for the adapter that a model was loaded with, and for none."""
@@ -52,16 +53,25 @@ class ContinuousBatch:
 
     Not thread-safe: one thread adds, drops and steps. slots: replies that are worked on at a time; more wait in order.
     adapters: LoRA directories by the name under which a reply may ask for one in place of the model's own; all of them
-    are kept in memory.
+    are kept in memory. graph: try to step without Python (`step_graph`), on CPUs and without adapters to choose from.
     """
 
-    def __init__(self, model: SpeechLanguageModel, slots: int, adapters: Mapping[str, Path] | None = None) -> None:
+    def __init__(
+        self,
+        model: SpeechLanguageModel,
+        slots: int,
+        adapters: Mapping[str, Path] | None = None,
+        *,
+        graph: bool = False,
+    ) -> None:
         self._model, self._slots = model, slots
         # transformers looks for them among all parameters each time.
         self._device, self._dtype = model.model.device, model.model.dtype
         self._adapted = {"": _OWN if isinstance(model.model, PeftModel) else _NONE}
         for name, directory in (adapters or {}).items():
             self._load(name, directory)
+        self._wants_graph = graph and self._device.type == "cpu" and len(self._adapted) == 1
+        self._graph: Any = None
         self._rows: list[_Row] = []
         self._waiting: deque[tuple[int, list[int], Decoder, str]] = deque()
         self._tickets = 0
@@ -126,12 +136,18 @@ class ContinuousBatch:
 
     def _decode(self) -> list[Sampled]:
         rows = self._rows
-        at = torch.tensor([row.length for row in rows], device=self._device)
+        at = torch.tensor([[row.length] for row in rows], device=self._device)
         longest = max(row.length for row in rows) + 1
-        self._cache.look_at(slice(0, len(rows)), at[:, None], longest)
-        seen = torch.arange(longest, device=self._device) <= at[:, None]
         last = torch.tensor([[row.decoder.tokens[-1]] for row in rows], device=self._device)
-        logits = self._forward(last, at[:, None], seen[:, None, None], [row.adapter for row in rows])
+        if self._wants_graph:
+            self._graph = traced(self._model.model, self._cache.shapes, self._model.context)
+            self._wants_graph = False
+        if self._graph:
+            logits = self._graph(last, at, *self._cache.views(len(rows), longest)).float()
+        else:
+            self._cache.look_at(slice(0, len(rows)), at, longest)
+            seen = torch.arange(longest, device=self._device) <= at
+            logits = self._forward(last, at, seen[:, None, None], [row.adapter for row in rows])
         for row in rows:
             row.length += 1
         return self._choose(rows, logits)
@@ -232,6 +248,21 @@ class _RowCache(Cache):
         for layer in self._own:
             layer.rows, layer.at, layer.longest = rows, at, longest
 
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """Of each layer's keys: [slots, heads, positions, size]."""
+        return [layer.keys.shape for layer in self._own]
+
+    def views(self, rows: int, longest: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of the first rows and positions, layer by layer, to be read and written where they lie."""
+        for layer in self._own:
+            layer.room_for(longest)
+        keys, values = ([states[:rows, :, :longest] for states in each] for each in self._states())
+        return keys, values
+
+    def _states(self) -> tuple[list[Tensor], list[Tensor]]:
+        return [layer.keys for layer in self._own], [layer.values for layer in self._own]
+
     def copy_out(self, row: int, count: int) -> list[tuple[Tensor, Tensor]]:
         """The first positions of a row, layer by layer."""
         return [(layer.keys[row, :, :count].clone(), layer.values[row, :, :count].clone()) for layer in self._own]
@@ -283,9 +314,7 @@ class _RowLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         self.room_for(self.longest)
         keys, values = self.keys[self.rows, :, : self.longest], self.values[self.rows, :, : self.longest]
-        places = self.at[:, None, :, None].expand_as(key_states)
-        keys.scatter_(2, places, key_states)
-        values.scatter_(2, places, value_states)
+        write(keys, values, self.at, key_states, value_states)
         return keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
