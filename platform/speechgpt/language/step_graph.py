@@ -2,9 +2,9 @@
 
 Of a small model's step on a CPU, half and more is transformers' Python around its layers. `torch.jit.trace` is
 deprecated, but the only one of PyTorch's ways that helps here: the graph of `torch.export`, run from Python, gains a
-tenth, and `torch.compile` is slower than no graph at 350 positions (nano, one core of an EPYC; traced, a step takes 0.45
-of the time for one reply, 0.77 for eight). So a graph is used only where it gives the model's own numbers to the last
-bit, which is tried, and the model itself everywhere else.
+tenth, and `torch.compile` is slower than no graph at 350 positions (nano, one core of an EPYC; traced, a step takes
+half the time for one reply, three quarters for eight). So a graph is used only where it gives the model's own numbers
+to the last bit, which is tried, and the model itself everywhere else.
 """
 
 import logging
