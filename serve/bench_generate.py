@@ -99,8 +99,6 @@ async def _speeds(
 
     torch.set_num_threads(threads)
     model = SpeechLanguageModel.load(bundle / "language")
-    if model.model.device.type == "cpu":
-        model.model.float()
     serving = recipe.load("nano", (f"serving.language.batch={CROWDS[-1]}",)).serving
     adapter = bundle / "adapter" if (bundle / "adapter").is_dir() else None
     vllm = VllmEngine.load(bundle / "language", adapter, model.wording, serving)

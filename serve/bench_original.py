@@ -31,8 +31,6 @@ def main(bundle: Path, tokens: int) -> None:
 
     adapter = bundle / "adapter" if (bundle / "adapter").is_dir() else None
     model, voice = SpeechLanguageModel.load(bundle / "language", adapter), Vocoder.load(bundle / "vocoder")
-    if model.model.device.type == "cpu":
-        model.model.float()
     encoder = SpeechEncoder.load(bundle / "encoder")
     generation = GenerationSection(max_new_tokens=tokens)
 

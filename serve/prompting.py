@@ -157,9 +157,6 @@ class Prompter:
         from speechgpt.language.model import SpeechLanguageModel
 
         model = SpeechLanguageModel.load(language, adapter)
-        if model.model.device.type == "cpu":
-            # Exact, as fast here, and it leaves a greedy choice to the model where bfloat16 leaves it to the batch.
-            model.model.float()
         return cls.of(model, serving, bundles.adapters(bundle))
 
     @classmethod

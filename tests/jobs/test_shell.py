@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,22 @@ def _refuse(context: Context) -> dict[str, Any]:
     raise JobError("utterance 7: no text")
 
 
+def _talk_and_refuse(context: Context) -> dict[str, Any]:
+    """A worker goes on talking when the job is given up."""
+    import ray
+
+    # Within, for a worker has no such module.
+    def talk() -> None:
+        for number in range(10_000):
+            print("worker's line", number, file=sys.stderr, flush=True)
+            time.sleep(0.01)
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False)
+    talking = ray.remote(talk).remote()
+    assert ray.wait([talking], timeout=5) == ([], [talking])
+    raise JobError("utterance 7: no text")
+
+
 def _break(context: Context) -> dict[str, Any]:
     raise ZeroDivisionError
 
@@ -274,15 +291,29 @@ def test_a_variant_that_is_none_has_exit_code_2(workspace: Workspace) -> None:
     assert "base, chain" in result.output
 
 
-def test_json_is_alone_on_standard_output(workspace: Workspace) -> None:
+def _as_process(run: Callable[[Context], dict[str, Any]], workspace: Workspace) -> subprocess.CompletedProcess[str]:
     script = (
         "import importlib.util, sys\n"
         f"spec = importlib.util.spec_from_file_location('shell_test', {__file__!r})\n"
         "module = sys.modules['shell_test'] = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(module)\n"
-        "module.command(module.Job('manifest', 'manifest', module._done))()\n"
+        f"module.command(module.Job('manifest', 'manifest', module.{run.__name__}))()\n"
     )
     words = ["--recipe", "tiny", "--workspace", workspace.uri, "--json"]
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.ray
+def test_the_reason_comes_after_all_that_workers_said(workspace: Workspace) -> None:
+    done = _as_process(_talk_and_refuse, workspace)
+    assert done.returncode == 1
+    assert "worker's line" in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: utterance 7: no text"
+
+
+def test_json_is_alone_on_standard_output(workspace: Workspace) -> None:
+    done = _as_process(_done, workspace)
+    assert done.returncode == 0
     assert json.loads(done.stdout)["figures"] == {"utterances": 3}
     assert done.stderr.count("noise") == 3

@@ -47,11 +47,16 @@ class SpeechLanguageModel:
     ) -> "SpeechLanguageModel":
         """Read a model in Hugging Face layout with its tokenizer and, stacked on it, a PEFT adapter.
 
+        On CPUs in float32 whatever it was saved in: as fast there, and a greedy choice is the model's, where bfloat16
+        leaves it to what else is in the batch.
+
         Models without `prompt_format.json` are taken for the published weights, if their vocabulary is theirs. Raises
         FileNotFoundError when one of our own lacks it, ValueError when the embedding is smaller than the vocabulary.
         """
         wording = Wording.load(directory)
-        model: Any = AutoModelForCausalLM.from_pretrained(str(directory), dtype="auto")
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype: Any = torch.float32 if device.type == "cpu" else "auto"
+        model: Any = AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype)
         if (rows := model.get_output_embeddings().weight.shape[0]) < wording.vocabulary.size:
             raise ValueError(
                 f"{directory}: the model has {rows} embeddings for a vocabulary of {wording.vocabulary.size}; "
@@ -61,7 +66,6 @@ class SpeechLanguageModel:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, str(adapter))
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(model.to(device), wording.vocabulary, wording.prompts)
 
     def answer(
