@@ -9,7 +9,8 @@ to the last bit, which is tried, and the model itself everywhere else.
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,8 +69,7 @@ def traced(model: Any, shapes: Sequence[torch.Size], context: int) -> Any | None
         return ids, at, keys, values
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quietly():
             graph = torch.jit.freeze(torch.jit.trace(step, example(3, min(70, context)), check_trace=False))
         for count, positions in _TRIED:
             ids, at, keys, values = example(count, min(positions, context))
@@ -81,6 +81,20 @@ def traced(model: Any, shapes: Sequence[torch.Size], context: int) -> Any | None
         logger.info("the model is run without a graph: %s", str(error).partition("\n")[0])
         return None
     return graph
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Tracing warns of itself, and reads every property of the model, some of which warn."""
+    speaker = logging.getLogger("transformers.modeling_utils")
+    level = speaker.level
+    speaker.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        speaker.setLevel(level)
 
 
 class _Layer(CacheLayerMixin):
