@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from speechgpt.language import step_graph
 from speechgpt.language.step_graph import Step, traced
 
 SHAPE = torch.Size([0, 2, 0, 16])
@@ -70,3 +71,8 @@ def test_a_model_that_has_no_graph_is_run_without(caplog):
     with caplog.at_level("INFO"):
         assert traced(Asking(small("llama")), [SHAPE, SHAPE], 512) is None
     assert "no such cache" in caplog.text
+
+
+def test_a_large_model_is_not_tried(monkeypatch):
+    monkeypatch.setattr(step_graph, "_LARGEST", 1000)
+    assert traced(small("llama"), [SHAPE, SHAPE], 512) is None

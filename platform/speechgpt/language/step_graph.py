@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 _TRIED = ((1, 2), (2, 31), (3, 64), (5, 300), (8, 77))
 """Rows and positions with which a graph is tried, as far as the model's context goes."""
 
+_LARGEST = 100_000_000
+"""Parameters. A larger model's step takes so long that Python's part does not count, and so would trying it."""
+
 
 class Step(nn.Module):
     """The model's next token, from the last one of each reply and what was before."""
@@ -49,10 +52,12 @@ class Step(nn.Module):
 
 @torch.no_grad()
 def traced(model: Any, shapes: Sequence[torch.Size], context: int) -> Any | None:
-    """`Step` of a model on a CPU as a graph, or None where none gives what the model gives.
+    """`Step` of a small model on a CPU as a graph, or None where none gives what the model gives.
 
     shapes: of keys and values of each layer, [..., heads, positions, size]; of context: positions that there may be.
     """
+    if sum(weight.numel() for weight in model.parameters()) > _LARGEST:
+        return None
     step = Step(model).eval()
     random = torch.Generator().manual_seed(0)
     rows = model.get_input_embeddings().weight.shape[0]
