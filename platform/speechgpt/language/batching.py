@@ -142,7 +142,7 @@ class ContinuousBatch:
         if self._wants_graph:
             self._graph = traced(self._model.model, self._cache.shapes, self._model.context)
             self._wants_graph = False
-        if self._graph:
+        if self._graph is not None:
             logits = self._graph(last, at, *self._cache.views(len(rows), longest)).float()
         else:
             self._cache.look_at(slice(0, len(rows)), at, longest)
@@ -257,11 +257,8 @@ class _RowCache(Cache):
         """Keys and values of the first rows and positions, layer by layer, to be read and written where they lie."""
         for layer in self._own:
             layer.room_for(longest)
-        keys, values = ([states[:rows, :, :longest] for states in each] for each in self._states())
-        return keys, values
-
-    def _states(self) -> tuple[list[Tensor], list[Tensor]]:
-        return [layer.keys for layer in self._own], [layer.values for layer in self._own]
+        keys = [layer.keys[:rows, :, :longest] for layer in self._own]
+        return keys, [layer.values[:rows, :, :longest] for layer in self._own]
 
     def copy_out(self, row: int, count: int) -> list[tuple[Tensor, Tensor]]:
         """The first positions of a row, layer by layer."""
