@@ -22,7 +22,7 @@ from speechgpt.language.generation import Decoder, Grammar, allowed_tokens, choo
 from speechgpt.language.model import SpeechLanguageModel, seed_of
 from speechgpt.language.prompts import Kind, answer_template
 from speechgpt.language.segments import Template
-from speechgpt.language.step_graph import traced, write
+from speechgpt.language.step_graph import mask_of, traced, write
 
 _OWN, _NONE = "default", "__base__"
 """PEFT's words for the adapter that a model was loaded with, and for none."""
@@ -195,14 +195,12 @@ class ContinuousBatch:
     def _forward(self, ids: Tensor, at: Tensor, seen: Tensor, adapters: list[str]) -> Tensor:
         """Logits after the last token of each row: [rows, vocabulary]. seen: bool [rows, 1, tokens, positions].
         adapters: of each row."""
-        dtype = self._dtype
-        mask = torch.zeros(seen.shape, dtype=dtype, device=self._device).masked_fill_(~seen, torch.finfo(dtype).min)
         model: Any = self._model.model
         mixed = {"adapter_names": [self._adapted[name] for name in adapters]} if len(self._adapted) > 1 else {}
         made = model(
             input_ids=ids,
             position_ids=at,
-            attention_mask=mask,
+            attention_mask=mask_of(seen, self._dtype),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,

@@ -38,11 +38,10 @@ class Step(nn.Module):
         [rows, heads, positions, size]; what the token adds is written into them, at its position."""
         layers = [_Layer(*states, at) for states in zip(keys, values, strict=True)]
         seen = torch.arange(keys[0].shape[2], device=at.device) <= at
-        mask = torch.zeros_like(seen, dtype=keys[0].dtype).masked_fill_(~seen, torch.finfo(keys[0].dtype).min)
         made = self.model(
             input_ids=ids,
             position_ids=at,
-            attention_mask=mask[:, None, None],
+            attention_mask=mask_of(seen[:, None, None], keys[0].dtype),
             past_key_values=Cache(layers=list(layers)),
             use_cache=True,
             logits_to_keep=1,
@@ -128,6 +127,11 @@ class _Layer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
+
+
+def mask_of(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """What transformers adds to the attention's scores, from which of them count: of the same shape."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 def write(keys: Tensor, values: Tensor, at: Tensor, key_states: Tensor, value_states: Tensor) -> None:
