@@ -1,21 +1,18 @@
 """Rates and quotas of API keys, counted in one place for all replicas of the gateway."""
 
-import asyncio
 import math
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-from serve.errors import ApiError, from_serve
+from serve.errors import ApiError
 from serve.keys import Allowance
-from serve.shared import shared
+from serve.shared import shared, told
 
 ACTOR = "speechgpt-limits"
 DAY = 86_400
-_PATIENCE_SECONDS = 5.0
-"""How long a request waits for the actor, which may just be coming up again."""
 
 Limit = Literal["requests_per_minute", "concurrent_requests", "audio_seconds_per_day", "tokens_per_day"]
 
@@ -151,10 +148,10 @@ class SharedLimits:
         self._actor = shared(Limits, ACTOR)
 
     async def enter(self, key: str, allowance: Allowance, seconds: float) -> Lease | Refusal:
-        return await self._ask(self._actor.enter.remote(key, allowance, seconds))
+        return await told(self._actor.enter.remote(key, allowance, seconds), "count requests")
 
     async def count(self, key: str, allowance: Allowance) -> Refusal | None:
-        return await self._ask(self._actor.count.remote(key, allowance))
+        return await told(self._actor.count.remote(key, allowance), "count requests")
 
     def charge(self, key: str, audio_seconds: float, tokens: int) -> None:
         self._actor.charge.remote(key, audio_seconds, tokens)
@@ -164,14 +161,3 @@ class SharedLimits:
 
     def leave(self, key: str, lease: Lease) -> None:
         self._actor.leave.remote(key, lease)
-
-    async def _ask(self, answer: Any) -> Any:
-        try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
-                return await answer
-        except TimeoutError:
-            raise ApiError(503, "The service cannot count requests; try again shortly.", retry_after=1) from None
-        except Exception as error:
-            if told := from_serve(error, 1):
-                raise told from error
-            raise

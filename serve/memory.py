@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from serve.shared import shared
+from serve.shared import shared, told
 
 ACTOR = "speechgpt-memory"
 
@@ -57,16 +57,16 @@ class Recollection(Protocol):
 
 
 class SharedMemory:
-    """The one Memory of the cluster (`shared`)."""
+    """The one Memory of the cluster (`shared`). Without it `keep` and `recall` raise ApiError 503, worth a retry."""
 
     def __init__(self, ttl_seconds: float, capacity: int) -> None:
         self._actor = shared(Memory, ACTOR, ttl_seconds, capacity)
 
     async def keep(self, audio_id: str, exchange: Exchange) -> int:
-        return await self._actor.keep.remote(audio_id, exchange)
+        return await told(self._actor.keep.remote(audio_id, exchange), "remember the answer")
 
     async def recall(self, audio_id: str) -> Exchange | None:
-        return await self._actor.recall.remote(audio_id)
+        return await told(self._actor.recall.remote(audio_id), "look for that answer")
 
 
 class OwnMemory:

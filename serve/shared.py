@@ -3,14 +3,23 @@
 Ray keeps a node as long as an actor lives on it, so one that stayed behind would hold a machine for nothing.
 """
 
+import asyncio
 import threading
 import time
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+from serve.errors import ApiError, from_serve
+
+T = TypeVar("T")
 
 NAMESPACE = "speechgpt"
 _SERVE_NAMESPACE, _REPLICA = "serve", "SERVE_REPLICA::"
 _CHECK_SECONDS, _CHECKS = 30.0, 4
 """An update may take the last replica away before it brings the next: only what is gone for so long has ended."""
+
+_PATIENCE_SECONDS = 5.0
+"""How long a request waits for the actor, which may just be coming up again."""
 
 
 def shared(kind: type, name: str, *arguments: Any, check_seconds: float = _CHECK_SECONDS) -> Any:
@@ -28,7 +37,23 @@ def shared(kind: type, name: str, *arguments: Any, check_seconds: float = _CHECK
 
     Shared.__name__ = Shared.__qualname__ = kind.__name__
     options: dict[str, Any] = {"name": name, "namespace": NAMESPACE, "get_if_exists": True, "lifetime": "detached"}
+    # Else it waits 30 s and more for a call that was cancelled on its way, with a client who went, and all others wait
+    # with it (Ray issue 65785). Calls that are under way at the same time may change places.
+    options["allow_out_of_order_execution"] = True
     return ray.remote(Shared).options(**options, num_cpus=0, max_restarts=-1).remote()
+
+
+async def told(answer: Awaitable[T], what: str) -> T:
+    """What the actor answers. Raises ApiError 503, worth a retry, if it does not. what: it was to do."""
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            return await answer
+    except TimeoutError:
+        raise ApiError(503, f"The service cannot {what}; try again shortly.", retry_after=1) from None
+    except Exception as error:
+        if fault := from_serve(error, 1):
+            raise fault from error
+        raise
 
 
 def _end_with_the_service(name: str, check_seconds: float) -> None:

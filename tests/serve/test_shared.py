@@ -16,9 +16,15 @@ class Tally:
     def __init__(self, first: int) -> None:
         self._count = first
 
-    def count(self) -> int:
-        self._count += 1
+    def count(self, by: int = 1) -> int:
+        self._count += by
         return self._count
+
+
+@ray.remote(num_cpus=0)
+def slow() -> int:
+    time.sleep(5)
+    return 1
 
 
 @ray.remote(num_cpus=0)
@@ -47,7 +53,7 @@ def test_it_is_one_and_ends_after_the_last_replica(ray_cluster: None) -> None:
         for n in range(2)
     ]
     first, second = (shared(Tally, "tally", 5, check_seconds=0.5) for _ in range(2))
-    assert ray.get([first.count.remote(), second.count.remote()]) == [6, 7]
+    assert ray.get(first.count.remote()) == 6 and ray.get(second.count.remote()) == 7
     ray.kill(replicas[0])
     time.sleep(4)
     assert lives() and ray.get(first.count.remote()) == 8, "as long as there is a replica"
@@ -58,3 +64,13 @@ def test_it_is_one_and_ends_after_the_last_replica(ray_cluster: None) -> None:
     # The next service begins anew.
     assert ray.get(shared(Tally, "tally", 5, check_seconds=0.5).count.remote()) == 6
     assert gone_within(30), "it holds its node for nothing"
+
+
+def test_no_call_waits_for_one_that_was_cancelled_on_its_way(ray_cluster: None) -> None:
+    """Serve cancels what a client who went away has waited for, and with it the calls that were made for it."""
+    tally = shared(Tally, "waited for", 0)
+    assert ray.get(tally.count.remote()) == 1
+    cancelled = tally.count.remote(slow.remote())
+    ray.cancel(cancelled)
+    assert ray.get(tally.count.remote(), timeout=10) == 2
+    ray.kill(tally)
