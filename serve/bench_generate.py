@@ -102,7 +102,10 @@ async def _speeds(
     serving = recipe.load("nano", (f"serving.language.batch={CROWDS[-1]}",)).serving
     adapter = bundle / "adapter" if (bundle / "adapter").is_dir() else None
     vllm = VllmEngine.load(bundle / "language", adapter, model.wording, serving)
-    engines: dict[str, Engine] = {"vllm": vllm, "transformers": LocalEngine(ContinuousBatch(model, CROWDS[-1]), 600)}
+    engines: dict[str, Engine] = {
+        "vllm": vllm,
+        "transformers": LocalEngine(ContinuousBatch(model, CROWDS[-1], quick=True), 600),
+    }
     asked = _requests(model.wording, CROWDS[-1], seed)
     speeds: dict[tuple[str, int], list[float]] = {(side, crowd): [] for side in engines for crowd in CROWDS}
     try:

@@ -156,7 +156,7 @@ class Prompter:
             return cls(wording, engine, serving.request_timeout_seconds)
         from speechgpt.language.model import SpeechLanguageModel
 
-        model = SpeechLanguageModel.load(language, adapter)
+        model = SpeechLanguageModel.load(language, adapter, precision=serving.language.precision)
         return cls.of(model, serving, bundles.adapters(bundle))
 
     @classmethod
@@ -166,7 +166,7 @@ class Prompter:
         from speechgpt.language.batching import ContinuousBatch
 
         wording, seconds = model.wording, serving.request_timeout_seconds
-        batch = ContinuousBatch(model, serving.language.batch, adapters, graph=True)
+        batch = ContinuousBatch(model, serving.language.batch, adapters, quick=True)
         return cls(wording, LocalEngine(batch, seconds), seconds)
 
     @property

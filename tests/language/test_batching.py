@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from speechgpt.language import step_graph
 from speechgpt.language.answers import parse
 from speechgpt.language.batching import ContinuousBatch
 from speechgpt.language.config import GenerationSection
@@ -138,7 +139,8 @@ def adapted(model, adapter):
 
 @pytest.mark.parametrize("own", [False, True], ids=["bare", "adapted"])
 @pytest.mark.parametrize("prefix", ["", META], ids=["no prefix", "instruction"])
-def test_adapters_share_a_batch_and_each_answers_as_alone(model, adapters, own, prefix):
+def test_adapters_share_a_batch_and_each_answers_as_alone(model, adapters, own, prefix, monkeypatch):
+    monkeypatch.setattr(step_graph, "_LARGEST", 0)
     model.prompts = PromptFormat(model.prompts.dialect, prefix)
     default = adapters.pop("default")
     own_adapter = default if own else None
@@ -150,8 +152,9 @@ def test_adapters_share_a_batch_and_each_answers_as_alone(model, adapters, own, 
     names = ["pirate", "", "polite", "pirate", ""]
     arrivals = [[(ids, kind, SAMPLED, 5, name) for name in names[:3]], [], [(ids, kind, SAMPLED, 5, "pirate")]]
     arrivals += [[(ids, kind, SAMPLED, 5)]]
-    said = run(ContinuousBatch(adapted(model, own_adapter), 4, adapters), arrivals)
-    assert [parse(tokens, model.vocabulary, kind) for tokens in said] == [expected[name] for name in names]
+    for quick in (False, True):
+        said = run(ContinuousBatch(adapted(model, own_adapter), 4, adapters, quick=quick), arrivals)
+        assert [parse(tokens, model.vocabulary, kind) for tokens in said] == [expected[name] for name in names]
 
 
 def test_an_adapter_that_is_not_here_or_cannot_be_mixed_is_named(model, tmp_path):
@@ -171,6 +174,19 @@ def test_replies_are_the_same_with_a_graph_of_the_step(model, generation, monkey
     passes = []
     forward = ContinuousBatch._forward
     monkeypatch.setattr(ContinuousBatch, "_forward", lambda *given: passes.append(given[1].shape) or forward(*given))
-    assert run(ContinuousBatch(model, 3, graph=True), arrivals) == expected
+    assert run(ContinuousBatch(model, 3, quick=True), arrivals) == expected
     # The model itself reads the prompts, and no more: also the instruction with which they begin.
     assert len(passes) <= len(requests) + 1 < sum(map(len, expected))
+
+
+@pytest.mark.parametrize("generation", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("adapter", [None, "default"])
+def test_replies_of_a_large_model_are_the_same_with_its_weights_packed(
+    model, adapters, adapter, generation, monkeypatch
+):
+    monkeypatch.setattr(step_graph, "_LARGEST", 0)
+    requests = [(ids, kind, generation, 5) for _, ids, kind in (asked(model, *question) for question in QUESTIONS)]
+    arrivals = [requests[:2], [], requests[2:4], [], [], requests[4:]]
+    plain, packed = (adapted(model, adapter and adapters[adapter]) for _ in range(2))
+    assert run(ContinuousBatch(packed, 3, quick=True), arrivals) == run(ContinuousBatch(plain, 3), arrivals)
+    assert not any(isinstance(module, torch.nn.Linear) for module in packed.model.modules())

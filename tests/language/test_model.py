@@ -122,3 +122,13 @@ def test_nothing_asked_nothing_answered(tmp_path):
     save(tmp_path)
     model = SpeechLanguageModel.load(tmp_path)
     assert model.answer([], "chain", GREEDY) == model.transcribe([], GREEDY) == model.speak([], GREEDY) == []
+
+
+def test_on_a_cpu_in_the_precision_that_is_wanted_and_there(tmp_path, monkeypatch):
+    save(tmp_path).bfloat16().save_pretrained(tmp_path)
+    assert SpeechLanguageModel.load(tmp_path, device="cpu").model.dtype == torch.float32
+    monkeypatch.setattr("speechgpt.language.model.multiplies_bfloat16", lambda: True)
+    assert SpeechLanguageModel.load(tmp_path, device="cpu", precision="bfloat16").model.dtype == torch.bfloat16
+    monkeypatch.setattr("speechgpt.language.model.multiplies_bfloat16", lambda: False)
+    with pytest.raises(ValueError, match="bfloat16: this processor has no instructions"):
+        SpeechLanguageModel.load(tmp_path, device="cpu", precision="bfloat16")

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from speechgpt.language import step_graph
-from speechgpt.language.step_graph import Step, traced
+from speechgpt.language.step_graph import Step, is_small, traced
 
 SHAPE = torch.Size([0, 2, 0, 16])
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -73,6 +73,7 @@ def test_a_model_that_has_no_graph_is_run_without(caplog):
     assert "no such cache" in caplog.text
 
 
-def test_a_large_model_is_not_tried(monkeypatch):
+def test_what_counts_as_small(monkeypatch):
+    assert is_small(small("llama"))
     monkeypatch.setattr(step_graph, "_LARGEST", 1000)
-    assert traced(small("llama"), [SHAPE, SHAPE], 512) is None
+    assert not is_small(small("llama"))

@@ -22,7 +22,8 @@ from speechgpt.language.generation import Decoder, Grammar, allowed_tokens, choo
 from speechgpt.language.model import SpeechLanguageModel, seed_of
 from speechgpt.language.prompts import Kind, answer_template
 from speechgpt.language.segments import Template
-from speechgpt.language.step_graph import mask_of, traced, write
+from speechgpt.language.step_graph import is_small, mask_of, traced, write
+from speechgpt.speech.packed_products import exchange_linears
 
 _OWN, _NONE = "default", "__base__"
 """PEFT's words for the adapter that a model was loaded with, and for none."""
@@ -53,7 +54,8 @@ class ContinuousBatch:
 
     Not thread-safe: one thread adds, drops and steps. slots: replies that are worked on at a time; more wait in order.
     adapters: LoRA directories by the name under which a reply may ask for one in place of the model's own; all of them
-    are kept in memory. graph: try to step without Python (`step_graph`), on CPUs and without adapters to choose from.
+    are kept in memory. quick: on CPUs, a small model without adapters to choose from steps without Python
+    (`step_graph`), and a larger one's weights are laid out anew for products (`packed_products`), in the model itself.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class ContinuousBatch:
         slots: int,
         adapters: Mapping[str, Path] | None = None,
         *,
-        graph: bool = False,
+        quick: bool = False,
     ) -> None:
         self._model, self._slots = model, slots
         # transformers looks for them among all parameters each time.
@@ -70,8 +72,13 @@ class ContinuousBatch:
         self._adapted = {"": _OWN if isinstance(model.model, PeftModel) else _NONE}
         for name, directory in (adapters or {}).items():
             self._load(name, directory)
-        self._wants_graph = graph and self._device.type == "cpu" and len(self._adapted) == 1
+        self._wants_graph = False
         self._graph: Any = None
+        if quick and self._device.type == "cpu":
+            if is_small(model.model):
+                self._wants_graph = len(self._adapted) == 1
+            else:
+                exchange_linears(model.model)
         self._rows: list[_Row] = []
         self._waiting: deque[tuple[int, list[int], Decoder, str]] = deque()
         self._tickets = 0

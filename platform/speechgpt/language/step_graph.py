@@ -23,7 +23,7 @@ _TRIED = ((1, 2), (2, 31), (3, 64), (5, 300), (8, 77))
 """Rows and positions with which a graph is tried, as far as the model's context goes."""
 
 _LARGEST = 100_000_000
-"""Parameters. A larger model's step takes so long that Python's part does not count, and so would trying it."""
+"""Parameters."""
 
 
 class Step(nn.Module):
@@ -49,14 +49,17 @@ class Step(nn.Module):
         return made.logits[:, -1]
 
 
+def is_small(model: Any) -> bool:
+    """A larger model's step takes so long that Python's part does not count, and so would trying a graph."""
+    return sum(weight.numel() for weight in model.parameters()) <= _LARGEST
+
+
 @torch.no_grad()
 def traced(model: Any, shapes: Sequence[torch.Size], context: int) -> Any | None:
-    """`Step` of a small model on a CPU as a graph, or None where none gives what the model gives.
+    """`Step` of a model on a CPU as a graph, or None where none gives what the model gives.
 
     shapes: of keys and values of each layer, [..., heads, positions, size]; of context: positions that there may be.
     """
-    if sum(weight.numel() for weight in model.parameters()) > _LARGEST:
-        return None
     step = Step(model).eval()
     random = torch.Generator().manual_seed(0)
     rows = model.get_input_embeddings().weight.shape[0]

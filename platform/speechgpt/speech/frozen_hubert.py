@@ -9,7 +9,6 @@
 - Time goes through in blocks, so that what a layer passes on stays in the processor's cache.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,15 +47,6 @@ class FrozenFrontEnd:
                 x = layer(x)
             blocks.append(x)
         return torch.cat(blocks)
-
-
-def exchange_linears(module: nn.Module, kind: Callable[[nn.Linear], nn.Module]) -> None:
-    """Put what `kind` makes of it in the place of every `nn.Linear` in a module."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Linear):
-            setattr(module, name, kind(child))
-        else:
-            exchange_linears(child, kind)
 
 
 class _Layer:

@@ -13,8 +13,8 @@ from transformers import HubertConfig, HubertModel
 
 from speechgpt.speech import split_products
 from speechgpt.speech.audio import FRAME, MIN_SAMPLES, SAMPLE_RATE
-from speechgpt.speech.frozen_hubert import FrozenFrontEnd, FrozenPositions, exchange_linears
-from speechgpt.speech.packed_products import PackedLinear
+from speechgpt.speech.frozen_hubert import FrozenFrontEnd, FrozenPositions
+from speechgpt.speech.packed_products import PackedLinear, exchange_linears
 
 Precision = Literal["float32", "bfloat16x3", "bfloat16"]
 UNIT_CONFIG = "unit_config.json"

@@ -4,9 +4,14 @@ PyTorch's own products lay bfloat16 weights out anew at every call, and take flo
 AMD makes 94 to 102 of 110 billion sums a second (one core of an EPYC with AVX-512, shapes of HuBERT Base).
 """
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Precision = Literal["float32", "bfloat16"]
 
 _ROWS = 1024
 """Of the products that the layout is chosen for; it suits others as well."""
@@ -45,10 +50,23 @@ class PackedWeight:
 class PackedLinear(nn.Module):
     """An `nn.Linear` with its weights as they are now, without gradients."""
 
+    weight: Tensor
+    """Shape and type, which PEFT and transformers ask for; without numbers."""
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
+        self.register_buffer("weight", torch.empty_like(linear.weight, device="meta"), persistent=False)
         self._weight = PackedWeight(linear.weight)
         self._bias = None if linear.bias is None else linear.bias.detach().clone()
 
     def forward(self, x: Tensor) -> Tensor:
         return self._weight.product(x, self._bias)
+
+
+def exchange_linears(module: nn.Module, kind: Callable[[nn.Linear], nn.Module] = PackedLinear) -> None:
+    """Put what `kind` makes of it in the place of every `nn.Linear` in a module."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, kind(child))
+        else:
+            exchange_linears(child, kind)

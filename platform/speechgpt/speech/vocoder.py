@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,13 +16,12 @@ from speechgpt.speech.config import GeneratorSection
 from speechgpt.speech.durations import DurationPredictor, Durations, Rounding, durations
 from speechgpt.speech.frozen_hifigan import LONGEST, FrozenHifiGan
 from speechgpt.speech.generators import HifiGanGenerator, IstftGenerator, Sound, version
-from speechgpt.speech.packed_products import multiplies_bfloat16
+from speechgpt.speech.packed_products import Precision, multiplies_bfloat16
 from speechgpt.speech.stream_generators import HifiGanStream
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _BATCH_FRAMES = 4000
 """Frames, padding included, in one forward pass."""
-Precision = Literal["float32", "bfloat16"]
 
 
 class VocoderError(ValueError):
