@@ -3,12 +3,14 @@
 In a workspace it examines the recipe's bundle and the model that each training stage left, and writes
 `reports/evaluation.json` and `reports/evaluation.html`. With `--bundle B` it examines any bundle on
 what the bundle's own recipe keeps from training, with `--manifest M` on the recordings named there (their `answer`
-column, if there is one, says what a spoken question should get back).
+column, if there is one, says what a spoken question should get back); `--report P.html` keeps what is found.
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from json import dumps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -266,8 +268,10 @@ def loss_curves(recipe: Recipe, workspace: Workspace) -> dict[str, list[tuple[in
     return curves
 
 
-def evaluate_bundle(address: str, manifest: str, workspace: str, progress: Progress) -> dict[str, Any]:
-    """The figures of any bundle under the terms of the recipe that made it, if it has one.
+def evaluate_bundle(
+    address: str, manifest: str, workspace: str, progress: Progress
+) -> "tuple[dict[str, Any], list[Sample]]":
+    """The figures of any bundle under the terms of the recipe that made it, if it has one; and dialogues to listen to.
 
     They are of a manifest, or else of the questions that this recipe keeps from training, which all its voices speak
     anew, into a directory of `workspace`. Raises JobError for a bundle without a recipe and no manifest.
@@ -287,8 +291,8 @@ def evaluate_bundle(address: str, manifest: str, workspace: str, progress: Progr
         utterances = spoken_held_out(made_by, place, progress)
     if not utterances:
         raise JobError(f"{manifest or 'the recipe'} has nothing to evaluate on")
-    figures, _ = examine(served, utterances, [], terms, progress)
-    return {**figures, "bundle": opened.digest}
+    figures, samples = examine(served, utterances, [], terms, progress)
+    return {**figures, "bundle": opened.digest}, samples
 
 
 def evaluate(
@@ -300,16 +304,33 @@ def evaluate(
     workspace: WorkspaceOption = "",
     set: SetOption = None,
     json: JsonOption = False,
+    report: Annotated[
+        Path | None, typer.Option(help="A bundle's page (HTML); its figures are written beside it, as JSON.")
+    ] = None,
 ) -> None:
     refuse_lone_manifest(bundle, manifest)
+    if report and not bundle:
+        raise typer.BadParameter("--report needs --bundle; a workspace has its own in reports/")
+    if report and report.suffix != ".html":
+        raise typer.BadParameter(f"--report {report}: its name should end in .html")
     if not bundle:
         perform(JOB, None, recipe, workspace, set, json)
         return
     with verb(json) as answer:
-        figures = evaluate_bundle(bundle, manifest, workspace, Progress(silent=json))
+        figures, samples = evaluate_bundle(bundle, manifest, workspace, Progress(silent=json))
+        if report:
+            _write(report, figures, samples, bundle)
         if not json:
             _show(figures["detail"])
         answer(figures if json else {"figures": {k: v for k, v in figures.items() if k != "detail"}})
+
+
+def _write(page: Path, figures: dict[str, Any], samples: "list[Sample]", title: str) -> None:
+    from speechgpt.evaluation.report import render
+
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(render(figures, samples, title=title, curves={}))
+    page.with_suffix(".json").write_text(dumps(figures, indent=2) + "\n")
 
 
 def _show(detail: dict[str, Any]) -> None:

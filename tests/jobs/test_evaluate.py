@@ -83,3 +83,16 @@ def test_a_manifest_needs_a_bundle():
     result = CliRunner().invoke(main, ["--manifest", "m.jsonl"])
     assert result.exit_code == 2
     assert "--manifest needs --bundle" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--report", "page.html"], "--report needs --bundle"),
+        (["--bundle", "nano", "--report", "page.json"], "should end in .html"),
+    ],
+)
+def test_a_report_that_would_go_astray_is_refused(options, said):
+    result = CliRunner().invoke(main, options)
+    assert result.exit_code == 2
+    assert said in result.output

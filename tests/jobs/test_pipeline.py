@@ -158,8 +158,12 @@ def test_the_bundle_is_evaluated_on_anybody_s_recordings(made, tmp_path):
         (tmp_path / f"{row['id']}.flac").write_bytes(row["audio"])
     rows = [{"id": row["id"], "path": f"{row['id']}.flac", "text": row["text"], "answer": "five"} for row in speech]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    figures = speechgpt("evaluate", "--bundle", place.path("bundles/tiny"), "--manifest", str(tmp_path / "m.jsonl"))
+    manifest, page = tmp_path / "m.jsonl", tmp_path / "reports" / "tiny.html"
+    asked = ("--manifest", str(manifest), "--report", str(page))
+    figures = speechgpt("evaluate", "--bundle", place.path("bundles/tiny"), *asked)
     assert set(figures) >= CONTRACT
+    assert json.loads(page.with_suffix(".json").read_text()) == figures
+    assert "data:audio/" in page.read_text()
     assert figures["utterances"] == 3
     assert figures["answer_accuracy"] == 0.0
 
