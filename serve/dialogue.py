@@ -5,10 +5,14 @@ import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from serve.calls import together
 from serve.encoder import Heard
 from serve.errors import ApiError
 from serve.memory import Exchange
 from serve.wire import AssistantMessage, AudioPart, Message, TextPart, UserMessage
+
+_AT_ONCE = 4
+"""Clips of one request."""
 
 if TYPE_CHECKING:
     from speechgpt.language.prompts import Turn
@@ -32,52 +36,55 @@ class _Part:
     heard: Heard | None = None
 
 
-async def understand(messages: list[Message], listener: Listener, max_characters: int) -> "list[Turn]":
-    """The turns, alternating and ending with the user's.
+async def understand(
+    messages: list[Message], listener: Listener, max_characters: int, max_seconds: float
+) -> "list[Turn]":
+    """The turns, alternating and ending with the user's. Instructions are none.
 
     A last message that is one recording is a spoken question, and stays in units. Everything else becomes text,
     recordings written down where they stand: the model's history is text, and so is a question that mixes both.
 
-    Raises ApiError naming the message and part.
+    max_characters, max_seconds: of all messages together. Raises ApiError naming the message and part.
     """
     from speechgpt.language.prompts import Turn
 
-    _check_order(messages)
+    said = [(f"messages.{place}", message) for place, message in enumerate(messages) if message.is_said]
+    _check_order(said)
     _check_length(messages, max_characters)
-    users = [(place, message) for place, message in enumerate(messages) if isinstance(message, UserMessage)]
-    heard, recalled = await asyncio.gather(
-        asyncio.gather(*(_listen(message, f"messages.{place}", listener) for place, message in users)),
-        asyncio.gather(*(_recall(message, f"messages.{place}", listener) for place, message in enumerate(messages))),
-    )
-    parts_of = {place: parts for (place, _), parts in zip(users, heard, strict=True)}
+    names = [name for name, _ in said]
+    users = {place: message for place, (_, message) in enumerate(said) if isinstance(message, UserMessage)}
+    ear = _Ear(listener, max_seconds)
+    recalled = await together(*(_recall(message, name, listener) for name, message in said))
+    heard = await together(*(_listen(message, names[place], ear) for place, message in users.items()))
+    parts_of = dict(zip(users, heard, strict=True))
     *_, last = parts_of.values()
-    *earlier, _ = range(len(messages))
+    *earlier, _ = range(len(said))
 
     async def turn(place: int) -> Turn:
         if place not in parts_of:
-            return Turn("assistant", text=_answer_text(messages[place], recalled[place], f"messages.{place}"))
+            return Turn("assistant", text=_answer_text(said[place][1], recalled[place], names[place]))
         parts = parts_of[place]
         answered = recalled[place + 1]
         if len(parts) == 1 and parts[0].heard and answered and answered.question:
             # The reply that refers to this question knows what was asked.
             return Turn("user", text=answered.question)
-        return Turn("user", text=await _in_words(parts, listener, f"messages.{place}"))
+        return Turn("user", text=await _in_words(parts, listener, names[place]))
 
-    turns = list(await asyncio.gather(*map(turn, earlier)))
+    turns = await together(*map(turn, earlier))
     if len(last) == 1 and last[0].heard:
         return [*turns, Turn("user", units=last[0].heard.units)]
-    return [*turns, Turn("user", text=await _in_words(last, listener, f"messages.{len(messages) - 1}"))]
+    return [*turns, Turn("user", text=await _in_words(last, listener, names[-1]))]
 
 
-def _check_order(messages: list[Message]) -> None:
-    for place, message in enumerate(messages):
+def _check_order(said: list[tuple[str, Message]]) -> None:
+    for place, (name, message) in enumerate(said):
         expected = "assistant" if place % 2 else "user"
         if message.role != expected:
             raise ApiError(
                 400,
-                f"messages.{place}: a dialogue alternates user and assistant messages; here {expected} was expected",
+                f"{name}: a dialogue alternates user and assistant messages; here {expected} was expected",
                 code="invalid_value",
-                param=f"messages.{place}.role",
+                param=f"{name}.role",
             )
 
 
@@ -94,16 +101,38 @@ def _check_length(messages: list[Message], max_characters: int) -> None:
         )
 
 
-async def _listen(message: UserMessage, param: str, listener: Listener) -> list[_Part]:
-    parts = await asyncio.gather(
-        *(_part(part, f"{param}.content.{place}", listener) for place, part in enumerate(message.content))
+class _Ear:
+    """Hears the clips of one request, a few at a time, until they are too much. Others want to be heard, too."""
+
+    def __init__(self, listener: Listener, max_seconds: float) -> None:
+        self._listener, self._max_seconds = listener, max_seconds
+        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._seconds = 0.0
+
+    async def hear(self, clip: bytes, param: str) -> Heard:
+        async with self._places:
+            heard = await self._listener.hear(clip, param)
+        self._seconds += heard.seconds
+        if self._seconds > self._max_seconds:
+            raise ApiError(
+                400,
+                f"messages: more than {self._max_seconds:g} s of sound; so much is taken in one request",
+                code="audio_too_long",
+                param=param,
+            )
+        return heard
+
+
+async def _listen(message: UserMessage, param: str, ear: _Ear) -> list[_Part]:
+    parts = await together(
+        *(_part(part, f"{param}.content.{place}", ear) for place, part in enumerate(message.content))
     )
     if not any(part.heard or part.text for part in parts):
         raise ApiError(400, f"{param}: neither text nor audio", code="empty_content", param=f"{param}.content")
     return [part for part in parts if part.heard or part.text]
 
 
-async def _part(part: TextPart | AudioPart, param: str, listener: Listener) -> _Part:
+async def _part(part: TextPart | AudioPart, param: str, ear: _Ear) -> _Part:
     if isinstance(part, TextPart):
         return _Part(text=part.text.strip())
     try:
@@ -112,7 +141,7 @@ async def _part(part: TextPart | AudioPart, param: str, listener: Listener) -> _
         raise ApiError(
             400, f"{param}.input_audio.data is not base64", code="invalid_base64", param=f"{param}.input_audio.data"
         ) from None
-    return _Part(heard=await listener.hear(clip, f"{param}.input_audio.data"))
+    return _Part(heard=await ear.hear(clip, f"{param}.input_audio.data"))
 
 
 async def _recall(message: Message, param: str, listener: Listener) -> Exchange | None:
@@ -142,7 +171,7 @@ async def _in_words(parts: list[_Part], listener: Listener, param: str) -> str:
     async def in_words(part: _Part) -> str:
         return await listener.write_down(part.heard, param) if part.heard else part.text
 
-    words = await asyncio.gather(*map(in_words, parts))
+    words = await together(*map(in_words, parts))
     text = " ".join(filter(None, words))
     if not text:
         raise ApiError(400, f"{param}: no words were recognised", code="no_speech", param=f"{param}.content")

@@ -12,8 +12,9 @@ from typing import Any
 
 from serve.errors import ApiError, described
 from serve.prompting import Reply, Words
-from serve.service import PCM_RATE, Kept, LiveAnswer
+from serve.service import PCM_RATE, Kept, LiveAnswer, LivePiece
 from serve.voice import Sound
+from serve.wire import Reading, Transcript
 
 logger = logging.getLogger("ray.serve")
 
@@ -27,13 +28,16 @@ def event(body: dict[str, Any]) -> str:
 
 
 async def chat_events(
-    head: dict[str, Any], answer: LiveAnswer, usage: Callable[[Reply], dict[str, Any]] | None
+    head: dict[str, Any],
+    answer: LiveAnswer,
+    usage: Callable[[Reply], dict[str, Any]] | None,
+    reading: Callable[[Reply], Reading],
 ) -> AsyncGenerator[str, None]:
     """`chat.completion.chunk` events of one answer as its pieces come, `[DONE]` last.
 
     head: what all chunks share (id, created, model…). usage: what a chunk of its own at the end tells, if not None.
-    The last chunk before that carries `speechgpt`, the model's reading of the request, as a whole reply does; what it
-    understands of a spoken question comes as it is understood, in `delta.speechgpt`.
+    reading: what the last chunk before that carries in `speechgpt`, as a whole reply does; what is understood of a
+    spoken question comes as it is understood, in `delta.speechgpt`.
     """
 
     def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
@@ -55,15 +59,10 @@ async def chat_events(
                 case Kept(expires_at):
                     yield chunk({"audio": {"expires_at": expires_at}})
                 case Reply():
-                    yield chunk({}, piece.finish, speechgpt=reading(piece))
+                    yield chunk({}, piece.finish, speechgpt=reading(piece).model_dump())
                     if usage is not None:
                         yield event({**head, "object": "chat.completion.chunk", "choices": [], "usage": usage(piece)})
     yield DONE
-
-
-def reading(reply: Reply) -> dict[str, Any]:
-    """`wire.Reading` of a reply."""
-    return {"question_transcript": reply.transcript, "well_formed": reply.well_formed}
 
 
 async def live_speech_events(
@@ -115,16 +114,17 @@ async def told_of_faults(events: AsyncGenerator[str, None], until: float = math.
         yield event(ApiError(500, "The server failed to answer; its log has the reason.", code="internal_error").body())
 
 
-def transcript_events(text: str, usage: dict[str, Any]) -> Iterator[str]:
-    for piece in words(text):
-        yield event({"type": "transcript.text.delta", "delta": piece})
-    yield event({"type": "transcript.text.done", "text": text, "usage": usage})
-
-
-def words(text: str) -> list[str]:
-    """Pieces that join to the text again."""
-    first, *rest = text.split(" ")
-    return [piece for piece in (first, *(f" {word}" for word in rest)) if piece]
+async def transcript_events(
+    pieces: AsyncGenerator[LivePiece, None], transcript: Callable[[Reply], Transcript]
+) -> AsyncGenerator[str, None]:
+    """`transcript.text.delta` events as the words are understood, `transcript.text.done` last."""
+    async with aclosing(pieces):
+        async for piece in pieces:
+            match piece:
+                case Words(_, text):
+                    yield event({"type": "transcript.text.delta", "delta": text})
+                case Reply():
+                    yield event({"type": "transcript.text.done", **transcript(piece).model_dump()})
 
 
 def slices(data: bytes) -> Iterator[str]:

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from typing import Annotated, Any, NamedTuple
 
@@ -22,7 +23,6 @@ from serve.errors import ApiError, from_http, from_validation
 from serve.events import (
     chat_events,
     live_speech_events,
-    reading,
     speech_bytes,
     speech_events,
     told_of_faults,
@@ -222,14 +222,15 @@ def create_app(
             "model": request.model,
             "system_fingerprint": f"fp_{current.served.digest[:12]}",
         }
+        reading = partial(_reading, request)
         if request.stream:
             told = request.stream_options is not None and request.stream_options.include_usage
             live = await current.chat_live(request)
             usage = (lambda reply: _usage(reply).model_dump()) if told else None
-            return _live(chat_events(head, live, usage))
+            return _live(chat_events(head, live, usage, reading))
         answer = await current.chat(request)
-        read = wire.Reading(**reading(answer.reply))
-        return wire.ChatCompletion(**head, choices=[_choice(answer)], usage=_usage(answer.reply), speechgpt=read)
+        reply = answer.reply
+        return wire.ChatCompletion(**head, choices=[_choice(answer)], usage=_usage(reply), speechgpt=reading(reply))
 
     @app.post("/v1/audio/speech", response_class=Response, responses={200: {"content": _SOUND | _EVENTS}})
     async def audio_speech(request: wire.SpeechRequest) -> Response:
@@ -237,7 +238,7 @@ def create_app(
         media_type = wire.MEDIA_TYPES[request.response_format]
         if request.response_format == "pcm":
             media_type = f"{media_type};rate={request.sample_rate or PCM_RATE}"
-        if request.response_format in ("pcm", "mp3", "opus"):
+        if request.response_format in ("pcm", "mp3", "opus", "aac"):
             pieces = await current.speak_live(request)
             if request.stream_format == "sse":
                 return _live(live_speech_events(pieces, _speech_usage))
@@ -255,11 +256,10 @@ def create_app(
     async def audio_transcriptions(
         form: Annotated[wire.TranscriptionRequest, Form(media_type="multipart/form-data")],
     ) -> Response:
-        written = await service().answering_as(form.model).transcribe(await form.file.read(), form)
+        current, clip = service().answering_as(form.model), await form.file.read()
         if form.stream:
-            transcript = _transcript(written)
-            return _stream(transcript_events(transcript.text, transcript.usage.model_dump()))
-        return _transcription(written, form.response_format)
+            return _live(transcript_events(await current.transcribe_live(clip, form), _transcript))
+        return _transcription(await current.transcribe(clip, form), form.response_format)
 
     add_route(app, service, serving, places or _places(serving, lambda: False, Meters()))
     return app
@@ -292,6 +292,11 @@ def _choice(answer: ChatAnswer) -> wire.Choice:
     return wire.Choice(message=message, finish_reason=answer.reply.finish)
 
 
+def _reading(request: wire.ChatRequest, reply: Reply) -> wire.Reading:
+    unheeded = [f"messages.{place}" for place, message in enumerate(request.messages) if not message.is_said]
+    return wire.Reading(question_transcript=reply.transcript, well_formed=reply.well_formed, not_followed=unheeded)
+
+
 def _usage(reply: Reply) -> wire.Usage:
     prompt = reply.prompt_text_tokens + reply.prompt_audio_tokens
     completion = reply.text_tokens + reply.audio_tokens
@@ -311,8 +316,7 @@ def _speech_usage(reply: Reply) -> dict[str, int]:
     return {"input_tokens": tokens_in, "output_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
 
 
-def _transcript(written: WrittenSpeech) -> wire.Transcript:
-    reply = written.reply
+def _transcript(reply: Reply) -> wire.Transcript:
     details = wire.InputTokenDetails(audio_tokens=reply.prompt_audio_tokens, text_tokens=reply.prompt_text_tokens)
     tokens_in = reply.prompt_audio_tokens + reply.prompt_text_tokens
     usage = wire.TranscriptUsage(
@@ -328,7 +332,7 @@ def _transcription(written: WrittenSpeech, format: wire.TranscriptFormat) -> Res
     text = written.reply.text or ""
     match format:
         case "json":
-            return JSONResponse(_transcript(written).model_dump())
+            return JSONResponse(_transcript(written.reply).model_dump())
         case "text":
             return PlainTextResponse(f"{text}\n")
         case "srt":

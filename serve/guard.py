@@ -5,7 +5,7 @@ import base64
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPMethod
@@ -25,6 +25,8 @@ OPEN_ROUTES = ("/healthz", "/readyz")
 """Answered without a key: an orchestrator's probes carry none."""
 SUBPROTOCOL = "openai-insecure-api-key."
 """How OpenAI's browser clients send a key with a WebSocket, which can carry no header of theirs."""
+_LOOKED_AT_SECONDS = 2.0
+"""How often a session's key is."""
 _RENEWAL_SECONDS = 20.0
 """How often a session's place is kept for longer."""
 _LAST_WORDS_SECONDS = 1.0
@@ -152,11 +154,27 @@ class ApiKey:
             return
         key = await self.keys.find(_token(Headers(scope=scope)))
         if key is None:
-            raise ApiError(401, "A valid API key is required: Authorization: Bearer KEY.", code="invalid_api_key")
+            raise _unknown_key()
         visit = visits.current()
         visit.key = key.id
-        async with self._counted(key, visit, lasting=scope["type"] == "websocket"):
-            await self.app(scope, receive, send)
+        lasting = scope["type"] == "websocket"
+        async with self._counted(key, visit, lasting=lasting):
+            if lasting:
+                await self._while_valid(_token(Headers(scope=scope)), self.app(scope, receive, send))
+            else:
+                await self.app(scope, receive, send)
+
+    async def _while_valid(self, token: str, session: Awaitable[None]) -> None:
+        """Raises ApiError, 401, when its key opens nothing any more."""
+        going_on = asyncio.ensure_future(session)
+        try:
+            while not (await asyncio.wait({going_on}, timeout=_LOOKED_AT_SECONDS))[0]:
+                if await self.keys.find(token) is None:
+                    raise _unknown_key()
+            await going_on
+        finally:
+            going_on.cancel()
+            await asyncio.wait({going_on})
 
     @contextlib.asynccontextmanager
     async def _counted(self, key: Key, visit: Visit, *, lasting: bool) -> AsyncIterator[None]:
@@ -185,6 +203,10 @@ class ApiKey:
             if renewal:
                 renewal.cancel()
             self.limits.leave(key.id, lease)
+
+
+def _unknown_key() -> ApiError:
+    return ApiError(401, "A valid API key is required: Authorization: Bearer KEY.", code="invalid_api_key")
 
 
 def _token(headers: Headers) -> str:

@@ -1,24 +1,22 @@
 """A bundle's three parts as a service uses them: over Serve handles, or loaded into this process."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve.bundles import ENCODER, LANGUAGE_MODEL, VOCODER
-from serve.calls import streamed
+from serve.calls import answered, streamed
 from serve.encoder import Heard, Refused, hear
 from serve.errors import Fault, from_serve
 from serve.prompting import Prompter, Reply, Task, TooLong, Unfolded
 from serve.vocoder import Line, synthesize
 from serve.voice import Manner, Voiced, first_piece, voiced
 from speechgpt.runtime.config import ServingSection
-
-T = TypeVar("T")
 
 
 class Pipeline(Protocol):
@@ -87,9 +85,9 @@ class ServedPipeline:
                 raise told from error
             raise
 
-    async def _call(self, response: Awaitable[T]) -> T:
+    async def _call(self, response: Any) -> Any:
         try:
-            return await response
+            return await answered(response)
         except Exception as error:
             if told := from_serve(error, self._retry_after):
                 raise told from error

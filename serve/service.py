@@ -149,14 +149,14 @@ class Service:
     async def chat(self, request: ChatRequest) -> ChatAnswer:
         if request.audio:
             check_voice(request.audio.voice, "audio.voice")
-        dialogue = await understand(request.messages, self, self.serving.max_text_characters)
+        dialogue = await self._understood(request)
         reply = await self._reply(Ask(tuple(dialogue), request.form, self._sampling(request)), "messages")
         if not request.audio or not reply.units:
             return ChatAnswer(reply, None)
         audio_id = _new_audio_id()
         data, expires_at = await asyncio.gather(
             self._pipeline.speak(Line(reply.units), request.audio.format, _rate(request.audio)),
-            self._memory.keep(audio_id, _exchange(dialogue, reply)),
+            self._memory.keep(_of_key(audio_id), _exchange(dialogue, reply)),
         )
         return ChatAnswer(reply, SpokenAnswer(audio_id, data, expires_at))
 
@@ -164,7 +164,7 @@ class Service:
         """The answer while it is made. Returns with its first piece: what can be refused is refused by then."""
         if request.audio:
             check_voice(request.audio.voice, "audio.voice")
-        dialogue = await understand(request.messages, self, self.serving.max_text_characters)
+        dialogue = await self._understood(request)
         task = Ask(tuple(dialogue), request.form, self._sampling(request))
         if not request.audio:
             return LiveAnswer(None, await self._task(self._pipeline.unfold(task), "messages"))
@@ -189,13 +189,17 @@ class Service:
         await visits.current().turn()
         return await self._task(self._pipeline.voice(Read(text, self._drawn(self._generation)), manner), "input")
 
+    async def _understood(self, request: ChatRequest) -> "list[Turn]":
+        limits = (self.serving.max_text_characters, self.serving.max_request_seconds)
+        return await understand(request.messages, self, *limits)
+
     async def _remembered(
         self, pieces: AsyncGenerator[LivePiece, None], audio_id: str, dialogue: "list[Turn]"
     ) -> AsyncGenerator[LivePiece, None]:
         async with aclosing(pieces):
             async for piece in pieces:
                 if isinstance(piece, Reply):
-                    yield Kept(await self._memory.keep(audio_id, _exchange(dialogue, piece)))
+                    yield Kept(await self._memory.keep(_of_key(audio_id), _exchange(dialogue, piece)))
                 yield piece
 
     async def _begun(self, pieces: AsyncGenerator[Any, None], param: str) -> AsyncGenerator[Any, None]:
@@ -214,13 +218,23 @@ class Service:
         return _counted(await self._begun(pieces, param))
 
     async def transcribe(self, clip: bytes, request: TranscriptionRequest) -> WrittenSpeech:
+        task, seconds = await self._dictation(clip, request)
+        return WrittenSpeech(await self._reply(task, "file"), seconds)
+
+    async def transcribe_live(self, clip: bytes, request: TranscriptionRequest) -> AsyncGenerator[LivePiece, None]:
+        """The words as they are understood. Returns with the first of them."""
+        task, _ = await self._dictation(clip, request)
+        return await self._task(self._pipeline.unfold(task), "file")
+
+    async def _dictation(self, clip: bytes, request: TranscriptionRequest) -> tuple[Dictate, float]:
+        """What is to be written down, and its seconds."""
         if request.language not in (None, LANGUAGE):
             raise ApiError(
                 400, f"language: this model hears {LANGUAGE!r} only", code="unsupported_value", param="language"
             )
         heard = await self.hear(clip, "file")
         generation = self._generation.model_copy(update={"temperature": request.temperature or 0.0})
-        return WrittenSpeech(await self._reply(Dictate(heard.units, self._drawn(generation)), "file"), heard.seconds)
+        return Dictate(heard.units, self._drawn(generation)), heard.seconds
 
     async def speak(self, request: SpeechRequest) -> SaidText:
         reply = await self._reply(self._reading(request), "input")
@@ -265,7 +279,7 @@ class Service:
         return await self._reply(Dictate(heard.units, self._drawn(greedy)), param)
 
     async def recall(self, audio_id: str) -> Exchange | None:
-        return await self._memory.recall(audio_id)
+        return await self._memory.recall(_of_key(audio_id))
 
     async def _reply(self, task: Task, param: str) -> Reply:
         reply = await self._pipeline.reply(task)
@@ -293,6 +307,11 @@ def _rate(request: AudioOptions | SpeechRequest) -> int:
 
 def _new_audio_id() -> str:
     return f"audio_{secrets.token_hex(16)}"
+
+
+def _of_key(audio_id: str) -> str:
+    """Under what it is remembered: nobody else's key finds it."""
+    return f"{visits.current().key or ''}/{audio_id}"
 
 
 def _exchange(dialogue: "list[Turn]", reply: Reply) -> Exchange:

@@ -8,8 +8,8 @@ from pydantic_core import PydanticCustomError
 
 from speechgpt.language.config import ReplyForm
 
-ChatAudioFormat = Literal["wav", "mp3", "flac", "opus", "pcm16"]
-SpeechFormat = Literal["wav", "mp3", "flac", "opus", "pcm"]
+ChatAudioFormat = Literal["wav", "mp3", "flac", "opus", "aac", "pcm16"]
+SpeechFormat = Literal["wav", "mp3", "flac", "opus", "aac", "pcm"]
 TranscriptFormat = Literal["json", "text", "verbose_json", "srt", "vtt"]
 SampleRate = Literal[16000, 24000]
 MEDIA_TYPES = {
@@ -17,6 +17,7 @@ MEDIA_TYPES = {
     "mp3": "audio/mpeg",
     "flac": "audio/flac",
     "opus": "audio/ogg",
+    "aac": "audio/aac",
     "pcm": "audio/pcm",
 }
 
@@ -84,11 +85,26 @@ Parts = Annotated[
 ]
 
 
+Texts = Annotated[list[TextPart], BeforeValidator(_as_parts, json_schema_input_type=str | list[TextPart])]
+
+
+class InstructionMessage(BaseModel):
+    """Taken, because clients send them by habit, and not followed: the model's own instruction is part of its weights.
+    A reply says so in `speechgpt.not_followed`."""
+
+    model_config = ConfigDict(extra="forbid")
+    role: Literal["system", "developer"]
+    content: Texts
+    name: str | None = None
+    is_said: ClassVar[bool] = False
+
+
 class UserMessage(BaseModel):
     model_config = ConfigDict(extra="forbid")
     role: Literal["user"]
     content: Parts
     name: str | None = None
+    is_said: ClassVar[bool] = True
 
 
 class AudioReference(BaseModel):
@@ -103,13 +119,12 @@ class AssistantMessage(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
     role: Literal["assistant"]
-    content: (
-        Annotated[list[TextPart], BeforeValidator(_as_parts, json_schema_input_type=str | list[TextPart])] | None
-    ) = None
+    content: Texts | None = None
     audio: AudioReference | None = None
+    is_said: ClassVar[bool] = True
 
 
-Message = Annotated[UserMessage | AssistantMessage, Field(discriminator="role")]
+Message = Annotated[InstructionMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
 
 
 class AudioOptions(BaseModel):
@@ -196,13 +211,14 @@ class ChatRequest(Request):
             raise _wrong("reply_form", "chain and direct are forms of a spoken answer, text is that of a written one")
         if self.stream_options and not self.stream:
             raise _wrong("stream_options", "is only allowed when stream is true")
-        if self.messages[-1].role != "user":
+        if [message.role for message in self.messages if message.is_said][-1:] != ["user"]:
             raise _wrong("messages", "must end with a user message")
         return self
 
 
 class SpeechRequest(Request):
-    neutral = {"instructions": ("",)}
+    # How to speak: a bundle has one way.
+    neutral = {"instructions": ("*",)}
 
     model: str
     input: str = Field(min_length=1)
@@ -210,8 +226,8 @@ class SpeechRequest(Request):
     response_format: SpeechFormat = "mp3"
     speed: float = Field(1.0, ge=0.25, le=4)
     stream_format: Literal["audio", "sse"] = "audio"
-    """Either way pcm, mp3 and opus are sent while they are made. A wav or flac comes when it is whole: its header says
-    how long it is."""
+    """Either way pcm, mp3, opus and aac are sent while they are made. A wav or flac comes when it is whole: its header
+    says how long it is."""
     sample_rate: SampleRate | None = None
     """As in AudioOptions."""
 
@@ -220,7 +236,8 @@ class TranscriptionRequest(Request):
     """A multipart form; lists come as repeated fields with `[]` in their name."""
 
     neutral = {
-        "prompt": ("",),
+        # A hint of what is spoken of, at best: no words are sure to be found because of it.
+        "prompt": ("*",),
         "chunking_strategy": ("auto",),
         "include[]": (),
         "timestamp_granularities[]": (),
@@ -310,6 +327,8 @@ class Reading(BaseModel):
     """What it understood the user to say, where the question was spoken."""
     well_formed: bool
     """Whether the answer kept the template that it was trained on."""
+    not_followed: list[str] = []
+    """Messages with instructions, which were taken and have no effect: `messages.0`."""
 
 
 class ChatCompletion(BaseModel):

@@ -75,7 +75,7 @@ def test_it_hears_both_sides_of_a_service(http: TestClient, clip: bytes, tmp_pat
         streamed, whole = asyncio.run(hear(asked, True)), asyncio.run(hear(asked, False))
         assert not streamed.error and not whole.error and len(whole.chunks) == 1
         assert streamed.sound == pytest.approx(whole.sound, abs=0.001) and whole.sound > 0.1
-    refused = asyncio.run(hear(Asked(text="two"), False, response_format="aac"))
+    refused = asyncio.run(hear(Asked(text="two"), False, response_format="ac3"))
     assert refused.error and "400" in refused.error
 
 

@@ -44,7 +44,7 @@ def user(*parts: dict[str, Any]) -> dict[str, Any]:
 
 def turns(messages: list[dict[str, Any]], ears: Ears | None = None) -> list[Turn]:
     parsed = TypeAdapter(list[Message]).validate_python(messages)
-    return asyncio.run(understand(parsed, ears or Ears(), 1000))
+    return asyncio.run(understand(parsed, ears or Ears(), 1000, max_seconds=1.0))
 
 
 def test_a_recording_alone_stays_in_units() -> None:
@@ -93,3 +93,49 @@ def test_history_that_cannot_be_used(message: dict[str, Any], status: int, code:
         turns([{"role": "user", "content": "a"}, message, {"role": "user", "content": "b"}])
     assert (caught.value.status, caught.value.code) == (status, code)
     assert str(caught.value.param).startswith("messages.1")
+
+
+def test_instructions_are_no_turns_and_keep_their_places() -> None:
+    orders = [
+        {"role": "system", "content": "be brief"},
+        {"role": "developer", "content": [{"type": "text", "text": "x"}]},
+    ]
+    said = [user(recording(1)), {"role": "assistant", "content": "one"}, {"role": "user", "content": "and two"}]
+    expected = [Turn("user", text="1"), Turn("assistant", text="one"), Turn("user", text="and two")]
+    assert turns([*orders, *said]) == turns([said[0], orders[1], *said[1:]]) == expected
+    with pytest.raises(ApiError) as refused:
+        turns([*orders, said[0], said[0]])
+    assert refused.value.param == "messages.3.role"
+    with pytest.raises(ApiError) as refused:
+        turns([{"role": "system", "content": "a" * 1001}, said[0]])
+    assert refused.value.code == "string_above_max_length"
+
+
+class Slow(Ears):
+    """Takes its time, and notes who is heard at the same time, and who is given up."""
+
+    together, most, given_up = 0, 0, 0
+
+    async def hear(self, clip: bytes, param: str) -> Heard:
+        self.together += 1
+        self.most = max(self.most, self.together)
+        try:
+            await asyncio.sleep(0.01 if clip[0] else 60)
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+        finally:
+            self.together -= 1
+        return await super().hear(clip, param)
+
+
+def test_sound_of_one_request_is_limited_and_heard_a_few_clips_at_a_time() -> None:
+    """Row 6: one body can hold hundreds of compressed clips."""
+    ears = Slow()
+    assert turns([user(*[recording(1, 2)] * 24)], ears)[0].text
+    assert 1 < ears.most <= 4
+    ears = Slow()
+    with pytest.raises(ApiError) as refused:
+        turns([user(recording(0), *[recording(1, 2)] * 500)], ears)
+    assert (refused.value.status, refused.value.code) == (400, "audio_too_long")
+    assert ears.given_up and ears.together == 0

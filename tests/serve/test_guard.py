@@ -24,7 +24,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from serve import visits
+from serve import guard, visits
 from serve.edge import BUNDLE_HEADER, Edge, Pace
 from serve.guard import SUBPROTOCOL, ApiKey, BodyLimit, Guard
 from serve.keys import Allowance, KeyFile, KeyRing, hash_key, new_key
@@ -244,6 +244,21 @@ def test_a_session_needs_the_key(guarded: TestClient) -> None:
     with guarded.websocket_connect("/v1/realtime", headers={"sec-websocket-protocol": offered}) as socket:
         socket.send_bytes(b"123")
         assert socket.receive_text() == "3"
+
+
+def test_a_session_ends_with_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 1: a key that is revoked opens nothing, and keeps nothing open."""
+    monkeypatch.setattr(guard, "_LOOKED_AT_SECONDS", 0.05)
+    file = tmp_path / "keys.json"
+    client, token = keyed(file, Allowance())
+    [key] = KeyFile.model_validate_json(file.read_text()).keys
+    with client.websocket_connect("/v1/realtime", headers=bearer(token)) as socket:
+        socket.send_bytes(b"123")
+        assert socket.receive_text() == "3"
+        file.write_text(KeyFile(keys=(key.model_copy(update={"revoked": 1}),)).model_dump_json())
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_text()
+    assert closed.value.code == 3000
 
 
 def test_a_message_above_the_limit_closes_the_session(guarded: TestClient) -> None:

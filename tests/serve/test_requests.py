@@ -3,15 +3,21 @@
 import base64
 import io
 import json
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from own_limits import OwnLimits
 from starlette.testclient import TestClient
 
+from serve.gateway import Access, create_app
+from serve.keys import Allowance, KeyFile, KeyRing, new_key
 from serve.pacing import FEWEST
+from serve.service import Service
 from speechgpt.speech.audio import FRAME, decode, encode
 
 
@@ -98,7 +104,8 @@ def test_unusual_audio_is_answered(http: TestClient, clip: bytes) -> None:
         ({"top_p": 0}, "top_p", "invalid_value"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"messages": []}, "messages", "invalid_value"),
-        ({"messages": [{"role": "system", "content": "be brief"}]}, "messages.0.role", "unsupported_value"),
+        ({"messages": [{"role": "system", "content": "be brief"}]}, "messages", "invalid_value"),
+        ({"messages": [{"role": "tool", "content": "5"}]}, "messages.0.role", "unsupported_value"),
         ({"messages": [{"role": "assistant", "content": "five"}]}, "messages", "invalid_value"),
         ({"messages": [{"role": "user", "content": " "}]}, "messages.0.content", "empty_content"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "invalid_value"),
@@ -129,7 +136,7 @@ def test_unusual_audio_is_answered(http: TestClient, clip: bytes) -> None:
         ({"modalities": ["text", "audio"]}, "audio", "missing_required_parameter"),
         ({"modalities": ["audio"], "audio": {"voice": "alloy", "format": "wav"}}, "modalities", "invalid_value"),
         (
-            {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "aac"}},
+            {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "ac3"}},
             "audio.format",
             "invalid_value",
         ),
@@ -225,6 +232,43 @@ def test_a_streamed_answer_is_the_whole_one(http: TestClient) -> None:
     assert written == http.post(CHAT, json=text()).json()["choices"][0]["message"]["content"]
 
 
+def test_a_streamed_transcript_comes_in_pieces_and_is_the_whole_one(http: TestClient) -> None:
+    files = {"file": ("a.wav", wav(tone(1.5)))}
+    whole = http.post(TRANSCRIPTIONS, data={"model": "tiny"}, files=files).json()
+    reply = http.post(TRANSCRIPTIONS, data={"model": "tiny", "stream": "true"}, files=files).text
+    *deltas, done = [json.loads(line.removeprefix("data: ")) for line in reply.split("\n\n") if line]
+    assert {delta["type"] for delta in deltas} == {"transcript.text.delta"} and len(deltas) > 1
+    assert "".join(delta["delta"] for delta in deltas) == whole["text"]
+    assert done == {"type": "transcript.text.done", **whole}
+
+
+def test_instructions_are_taken_and_said_to_have_no_effect(http: TestClient) -> None:
+    plain = http.post(CHAT, json=text(temperature=0)).json()
+    order = {"role": "system", "content": "You are a helpful assistant."}
+    told = http.post(CHAT, json=text(temperature=0, messages=[order, *text()["messages"]])).json()
+    assert told["choices"] == plain["choices"]
+    assert (plain["speechgpt"]["not_followed"], told["speechgpt"]["not_followed"]) == ([], ["messages.0"])
+
+
+def test_an_answer_is_remembered_for_its_own_key(service: Service, tmp_path: Path) -> None:
+    """Row 8: whoever learns an id learns nothing by it."""
+    keys = [new_key(name, Allowance(), time.time()) for name in ("one", "other")]
+    file = tmp_path / "keys.json"
+    file.write_text(KeyFile(keys=tuple(kept for _, kept in keys)).model_dump_json())
+    access = Access(KeyRing(str(file), None, 1), OwnLimits())
+    client = TestClient(create_app(lambda: service, list, service.serving, access))
+    one, other = ({"authorization": f"Bearer {key}"} for key, _ in keys)
+    said = client.post(CHAT, json=text(**SPOKEN, max_tokens=80), headers=one).json()["choices"][0]["message"]["audio"]
+    again = [
+        *text()["messages"],
+        {"role": "assistant", "audio": {"id": said["id"]}},
+        {"role": "user", "content": "and"},
+    ]
+    assert client.post(CHAT, json=text(messages=again), headers=one).status_code == 200
+    refused = client.post(CHAT, json=text(messages=again), headers=other)
+    assert error(refused, 404)["code"] == "audio_not_found"
+
+
 def test_a_streamed_answer_can_be_referred_to(http: TestClient) -> None:
     reply = http.post(CHAT, json=text(**SPOKEN, stream=True, max_tokens=80)).text
     chunks = [json.loads(line[6:]) for line in reply.split("\n\n") if line.startswith("data: {")]
@@ -274,7 +318,6 @@ def test_a_mixed_question_is_asked_as_text(http: TestClient) -> None:
     ("fields", "param", "code"),
     [
         ({"model": "whisper-1"}, "model", "model_not_found"),
-        ({"prompt": "a dialogue"}, "prompt", "unsupported_parameter"),
         ({"timestamp_granularities[]": "word"}, "timestamp_granularities[]", "unsupported_parameter"),
         ({"language": "fr"}, "language", "unsupported_value"),
         ({"response_format": "diarized_json"}, "response_format", "invalid_value"),
@@ -306,6 +349,8 @@ def test_transcript_formats(http: TestClient) -> None:
     verbose = ask("verbose_json").json()
     assert (verbose["text"], verbose["duration"], verbose["language"]) == (plain["text"], 1.5, "en")
     assert "segments" not in verbose and "words" not in verbose
+    hinted = {"model": "tiny", "prompt": "of numbers"}
+    assert http.post(TRANSCRIPTIONS, data=hinted, files={"file": ("a.wav", wav(tone(1.5)))}).json() == plain
     assert ask("srt").text == f"1\n00:00:00,000 --> 00:00:01,500\n{plain['text']}\n\n"
     assert ask("vtt").text == f"WEBVTT\n\n00:00:00.000 --> 00:00:01.500\n{plain['text']}\n\n"
 
@@ -316,8 +361,7 @@ def test_transcript_formats(http: TestClient) -> None:
         ({"input": ""}, "input", "invalid_value"),
         ({"input": "  "}, "input", "empty_content"),
         ({"input": "a" * 401}, "input", "string_above_max_length"),
-        ({"instructions": "sadly"}, "instructions", "unsupported_parameter"),
-        ({"response_format": "aac"}, "response_format", "invalid_value"),
+        ({"response_format": "ac3"}, "response_format", "invalid_value"),
         ({"speed": 5}, "speed", "invalid_value"),
         ({"voice": {"id": "voice_1"}}, "voice", "voice_not_found"),
     ],
@@ -338,7 +382,9 @@ def test_speech_formats_hold_the_same_sound(http: TestClient) -> None:
     assert len(say(response_format="pcm")) == pytest.approx(len(whole) * 2 * 1.5, abs=8)
     for format in ("flac", "mp3", "opus"):
         assert len(decode(say(response_format=format))) == pytest.approx(len(whole), rel=0.3)
+    assert say(response_format="aac")[:2] == b"\xff\xf1"
     assert len(decode(say(response_format="wav", speed=2))) == pytest.approx(len(whole) / 2, abs=320)
+    assert decode(say(response_format="wav", instructions="sadly")).shape == whole.shape
 
 
 def test_speech_as_events(http: TestClient) -> None:

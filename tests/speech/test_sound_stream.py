@@ -1,8 +1,10 @@
 import io
 
+import av
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,8 +49,19 @@ def test_compressed_pieces_join_to_a_file(format: str) -> None:
     assert np.abs(heard[late : late + len(wave)] - wave).max() < 0.1
 
 
+@pytest.mark.parametrize("rate", [16_000, 24_000])
+def test_pieces_in_aac_are_the_sound(rate: int) -> None:
+    wave = spoken(3)
+    with av.open(io.BytesIO(streamed(wave, "aac", rate, [1000, 5000, 12_000]))) as opened:
+        heard = np.concatenate([frame.to_ndarray()[0] for frame in opened.decode(audio=0)])
+    # The encoder begins with a frame of silence, and fills its last one.
+    late, wanted = 1024, soxr.resample(wave, 16_000, rate)
+    assert 0 <= len(heard) - late - len(wanted) < 1024
+    assert np.linalg.norm(heard[late : late + len(wanted)] - wanted) < 0.1 * np.linalg.norm(wanted)
+
+
 def test_sound_comes_before_the_end() -> None:
-    for format in ("pcm", "mp3", "opus"):
+    for format in ("pcm", "mp3", "opus", "aac"):
         assert len(SoundStream(format, 24_000).push(spoken(2))) > 0
 
 

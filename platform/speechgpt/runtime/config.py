@@ -167,6 +167,9 @@ class ServingSection(Section):
     port: int = Field(8000, ge=1, le=65535)
     request_timeout_seconds: float = Field(120, gt=0)
     max_audio_seconds: float = Field(30, gt=0)
+    """Of one clip."""
+    max_request_seconds: float = Field(300, gt=0)
+    """Of all clips in one request, a dialogue's together."""
     max_body_bytes: int = Field(15 * 1024 * 1024, ge=1024)
     max_text_characters: int = Field(4096, ge=1)
     """Text in one request, all messages together."""

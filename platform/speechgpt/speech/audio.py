@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from speechgpt.speech.ffmpeg_encoder import FfmpegEncoder
+
 if TYPE_CHECKING:
     import soundfile
 
@@ -21,7 +23,7 @@ SILENCE = 1e-4
 """Peak amplitude below which nobody is speaking (-80 dBFS)."""
 
 Reason = Literal["empty", "unreadable", "truncated", "too_short", "too_long", "too_large", "not_finite", "silent"]
-AudioFormat = Literal["wav", "flac", "mp3", "opus", "pcm16", "pcm"]
+AudioFormat = Literal["wav", "flac", "mp3", "opus", "aac", "pcm16", "pcm"]
 _CONTAINERS = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "mp3": ("MP3", None), "opus": ("OGG", "OPUS")}
 
 
@@ -94,6 +96,9 @@ def encode(wave: np.ndarray, format: str, rate: int = SAMPLE_RATE) -> bytes:
     clipped = np.clip(wave, -1.0, 1.0)
     if format in ("pcm16", "pcm"):
         return (clipped * 32767).astype("<i2").tobytes()
+    if format == "aac":
+        encoder = FfmpegEncoder("aac", rate)
+        return encoder.push(clipped) + encoder.finish()
     container, subtype = _CONTAINERS[format]
     buffer = io.BytesIO()
     soundfile.write(buffer, clipped, rate, format=container, subtype=subtype)

@@ -1,15 +1,14 @@
 """Speech as bytes of a sound format while it is made: resampled and encoded with state, so that the pieces join."""
 
-import io
 from typing import Literal, Protocol, get_args
 
 import numpy as np
 
 from speechgpt.speech.audio import SAMPLE_RATE
+from speechgpt.speech.ffmpeg_encoder import FfmpegEncoder, Taken
 
-StreamFormat = Literal["pcm16", "pcm", "mp3", "opus"]
+StreamFormat = Literal["pcm16", "pcm", "mp3", "opus", "aac"]
 """Formats without a header that would have to know the sound's length."""
-_MP3_BITS_A_SECOND = 64_000
 
 
 class SoundStream:
@@ -26,7 +25,7 @@ class SoundStream:
         if format not in get_args(StreamFormat):
             raise ValueError(f"audio format {format!r} cannot be streamed; {', '.join(get_args(StreamFormat))} can")
         self._resampler = None if rate == SAMPLE_RATE else soxr.ResampleStream(SAMPLE_RATE, rate, 1, dtype="float32")
-        self._encoder: _Encoder = _Pcm() if format.startswith("pcm") else _Mp3(rate) if format == "mp3" else _Opus(rate)
+        self._encoder = _encoder(format, rate)
 
     def push(self, wave: np.ndarray) -> bytes:
         """wave: float32 [samples] at 16 kHz. The bytes that are certain by now, perhaps none."""
@@ -48,6 +47,15 @@ class _Encoder(Protocol):
     def finish(self) -> bytes: ...
 
 
+def _encoder(format: str, rate: int) -> _Encoder:
+    match format:
+        case "mp3" | "aac":
+            return FfmpegEncoder(format, rate)
+        case "opus":
+            return _Opus(rate)
+    return _Pcm()
+
+
 class _Pcm:
     def push(self, wave: np.ndarray) -> bytes:
         return (wave * 32767).astype("<i2").tobytes()
@@ -56,24 +64,11 @@ class _Pcm:
         return b""
 
 
-class _Taken:
-    """A file in memory of which each byte is given once."""
-
-    def __init__(self) -> None:
-        self.file = io.BytesIO()
-
-    def take(self) -> bytes:
-        data = self.file.getvalue()
-        self.file.seek(0)
-        self.file.truncate()
-        return data
-
-
 class _Opus:
     def __init__(self, rate: int) -> None:
         import soundfile
 
-        self._taken = _Taken()
+        self._taken = Taken()
         self._encoder = soundfile.SoundFile(_NeverBack(self._taken), "w", rate, 1, format="OGG", subtype="OPUS")
 
     def push(self, wave: np.ndarray) -> bytes:
@@ -88,7 +83,7 @@ class _Opus:
 class _NeverBack:
     """What libsndfile takes for a file; an Ogg is only ever appended to."""
 
-    def __init__(self, taken: _Taken) -> None:
+    def __init__(self, taken: Taken) -> None:
         self._taken, self._at = taken, 0
 
     def write(self, data: bytes) -> int:
@@ -103,32 +98,3 @@ class _NeverBack:
 
     def read(self, count: int = -1) -> bytes:
         return b""
-
-
-class _Mp3:
-    """By FFmpeg's libraries: libsndfile's MP3 has a table of contents at its front, written last."""
-
-    def __init__(self, rate: int) -> None:
-        import av
-
-        self._taken = _Taken()
-        options = {"write_xing": "0", "id3v2_version": "0"}
-        self._container = av.open(self._taken.file, "w", format="mp3", options=options)
-        self._stream = self._container.add_stream("libmp3lame", rate=rate, layout="mono")
-        self._stream.bit_rate = _MP3_BITS_A_SECOND
-        self._rate, self._samples = rate, 0
-
-    def push(self, wave: np.ndarray) -> bytes:
-        import av
-
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[None], np.float32), format="fltp", layout="mono")
-        frame.sample_rate, frame.pts = self._rate, self._samples
-        self._samples += len(wave)
-        self._container.mux(self._stream.encode(frame))
-        return self._taken.take()
-
-    def finish(self) -> bytes:
-        if self._samples:
-            self._container.mux(self._stream.encode(None))
-        self._container.close()
-        return self._taken.take()
