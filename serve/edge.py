@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import FULL_HEADER, ApiError, body_too_large, from_proxy
+from serve.meters import DoorMeters
 from serve.surge import Surge
 
 BUNDLE_HEADER = "x-speechgpt-bundle"
@@ -50,11 +51,20 @@ class Edge:
     ends a body above `max_bytes`: the proxy takes what comes at once, however slowly a gateway replica reads.
 
     trace_share: of the requests that come in no trace, those of which spans are to be kept. It is decided here because
-    Ray's spans and FastAPI's meet in the header `traceparent` alone.
+    Ray's spans and FastAPI's meet in the header `traceparent` alone. rejected: told the status of each refusal of which
+    no gateway knows.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int = _DEFAULT_MAX_BODY_BYTES, trace_share: float = 0.0) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_bytes: int = _DEFAULT_MAX_BODY_BYTES,
+        trace_share: float = 0.0,
+        rejected: Callable[[int], None] = lambda status: None,
+    ) -> None:
         self.app = app
+        self.rejected = rejected
         self.max_bytes = max_bytes
         self.trace_share = trace_share
         self._surge = Surge()
@@ -75,11 +85,13 @@ class Edge:
             return
         declared = Headers(scope=scope).get("content-length", "0")
         if not declared.isdigit() or int(declared) > self.max_bytes:
+            self.rejected(413)
             await _early(body_too_large(self.max_bytes), scope, receive, send)
             return
         # What makes the service work; the others are answered by the gateway alone.
         works = scope["method"] == "POST"
         if works and (retry_after := self._surge.retry_after):
+            self.rejected(429)
             await _early(from_proxy(429, retry_after), scope, receive, send)
             return
         received = 0
@@ -94,6 +106,7 @@ class Edge:
                 return message
             if not started and not replaced:
                 replaced = True
+                self.rejected(413)
                 await _early(body_too_large(self.max_bytes), scope, receive, send)
             # Whoever sends too much is as good as gone: the proxy drops what it has and cancels the call.
             return {"type": "http.disconnect"}
@@ -107,6 +120,7 @@ class Edge:
                     self._surge.refused(headers.get("retry-after"))
                 if BUNDLE_HEADER not in headers:
                     replaced = True
+                    self.rejected(message["status"])
                     await from_proxy(message["status"], headers.get("retry-after")).response()(scope, receive, send)
             if not replaced:
                 started = True
@@ -140,6 +154,7 @@ class Edge:
                 case "http.response.start":
                     if state == "asked":
                         state = "over"
+                        self.rejected(message["status"])
                         retry_after = Headers(raw=message["headers"]).get("retry-after")
                         await _refuse(from_proxy(message["status"], retry_after), scope, receive, send)
                     return
@@ -158,6 +173,7 @@ class Edge:
             with contextlib.suppress(RuntimeError, OSError):
                 await send({"type": "websocket.close", "code": 1012, "reason": reason})
         elif state == "asked":
+            self.rejected(503)
             await _refuse(from_proxy(503, None), scope, receive, send)
 
 
@@ -211,7 +227,7 @@ def _harmless(name: bytes, value: bytes) -> bool:
 def proxy_middlewares() -> list[Middleware]:
     """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names (Ray calls it in each HTTP proxy)."""
     most, share = os.environ.get(MAX_BODY_VARIABLE, _DEFAULT_MAX_BODY_BYTES), os.environ.get(TRACE_SHARE_VARIABLE, 0)
-    return [Middleware(Edge, max_bytes=int(most), trace_share=float(share))]
+    return [Middleware(Edge, max_bytes=int(most), trace_share=float(share), rejected=DoorMeters().rejected)]
 
 
 def traceparent(share: float) -> bytes:

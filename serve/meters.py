@@ -31,6 +31,25 @@ VOCODER_METRICS = (
 )
 
 
+def _rejections() -> Counter:
+    return Counter("speechgpt_rejected_total", "Requests and sessions turned away.", ("reason",))
+
+
+def _reason(status: int) -> str:
+    return HTTPStatus(status).name.lower()
+
+
+class DoorMeters:
+    """Of one of Ray's HTTP proxies: what comes to no gateway, most of all when there is too much of it."""
+
+    def __init__(self) -> None:
+        self._rejected = _rejections()
+
+    def rejected(self, status: int) -> None:
+        if status in _REFUSALS:
+            self._rejected.inc(1, {"reason": _reason(status)})
+
+
 class Meters:
     """Of a gateway replica."""
 
@@ -49,7 +68,7 @@ class Meters:
             _SECONDS,
             ("visit", "kind"),
         )
-        self._rejected = Counter("speechgpt_rejected_total", "Requests and sessions turned away.", ("reason",))
+        self._rejected = _rejections()
         self._cancelled = Counter("speechgpt_cancelled_total", "Answers that were broken off.", ("reason",))
         self._active = Gauge("speechgpt_active_sessions", "Realtime sessions that are open.")
         self._responses = Counter("speechgpt_responses_total", "Responses in realtime sessions.", ("status",))
@@ -59,7 +78,7 @@ class Meters:
         self._requests.inc(1, {"route": route, "status": str(status)})
         self._seconds.observe(seconds, {"route": route})
         if status in _REFUSALS:
-            self.rejected(HTTPStatus(status).name.lower())
+            self.rejected(_reason(status))
         if gone or status == _LATE:
             self.cancelled("client_gone" if gone else "deadline")
 

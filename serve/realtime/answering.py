@@ -50,7 +50,7 @@ class Answers:
 
     async def begin(self, params: events.ResponseParams | None, say: str | None = None) -> None:
         """Begin a response. say: words of the service's own; without them the conversation is answered."""
-        if self._talk.leaving:
+        if self._talk.leaving and not self._talk.last_turn:
             raise going_away()
         if self.active:
             raise ApiError(
@@ -58,6 +58,7 @@ class Answers:
                 "The conversation has a response already; cancel it, or wait for its response.done.",
                 code="conversation_already_has_active_response",
             )
+        self._talk.last_turn = False
         params = params or events.ResponseParams()
         form = self._form(params)
         items, waves = self._asked(params)

@@ -20,7 +20,7 @@ LOOK_SECONDS = 2.0
 
 class Leaver(Protocol):
     def leave(self) -> None:
-        """The replica goes away: end when the response under way is done."""
+        """The replica goes away: end when what is being said is answered."""
         ...
 
 

@@ -42,9 +42,9 @@ class Session:
         self._turns = Turns(self._talk, self._answers)
 
     def leave(self) -> None:
-        """The replica goes away: say so, and end when the response under way is done."""
+        """The replica goes away: say so, and end when what is being said is answered."""
         if not self._talk.leaving:
-            self._talk.leaving = True
+            self._talk.leaving, self._talk.last_turn = True, self._turns.speaking
             self._talk.fault(going_away(), None)
             self._talk.wake.set()
 
@@ -116,7 +116,7 @@ class Session:
 
     async def _on_time(self, began: float) -> Ending | None:
         now = time.monotonic()
-        if self._talk.leaving and not self._answers.active:
+        if self._talk.leaving and not self._answers.active and not self._turns.speaking:
             return Ending(RESTARTING, "this part of the service is being replaced; connect again")
         if now >= began + self._limits.max_session_seconds:
             await self._answers.break_off("client_cancelled")

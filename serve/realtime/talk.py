@@ -40,6 +40,8 @@ class Talk:
         self.tasks: set[asyncio.Task[Any]] = set()
         self.leaving = False
         """The replica goes away."""
+        self.last_turn = False
+        """Somebody was speaking when it was told to, and is to be answered yet."""
         self.wake = asyncio.Event()
         """Set when what the session waits for may have changed."""
         self.last = time.monotonic()

@@ -406,7 +406,9 @@ def test_the_edge_takes_no_more_than_a_body_may_have() -> None:
             sent.append(message)
 
         scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
-        asyncio.run(Edge(hungry, max_bytes=1000)(scope, receive, send))
+        counted: list[int] = []
+        asyncio.run(Edge(hungry, max_bytes=1000, rejected=counted.append)(scope, receive, send))
+        assert counted == [413]
         start, refusal, end = sent
         assert json.loads(refusal["body"])["error"]["code"] == "request_too_large" and refusal["more_body"]
         assert end == {"type": "http.response.body", "body": b""} and 0 < read_on < 17 << 20

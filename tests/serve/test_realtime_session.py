@@ -548,3 +548,20 @@ def test_a_replica_that_goes_lets_answers_end(service: Service, monkeypatch: pyt
         ):
             pass
         assert denied.value.status_code == 503 and denied.value.json()["error"]["code"] == "replaced"
+
+
+def test_a_replica_that_goes_hears_out_who_is_speaking(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "LOOK_SECONDS", 0.1)
+    going: list[bool] = []
+    held = places.Places(5, 1, Meters(), lambda: bool(going))
+    with TestClient(create_app(lambda: service, list, service.serving, None, held)) as http, opened(http) as socket:
+        client = Client(socket)
+        client.speak(silence(0.5) + voice(0.8))
+        client.until("input_audio_buffer.speech_started")
+        going.append(True)
+        assert client.until("error")["error"]["code"] == "going_away"
+        client.speak(voice(0.4) + silence(1))
+        assert client.until("response.done")["response"]["status"] == "completed"
+        with pytest.raises(WebSocketDisconnect) as closed:
+            client.next()
+        assert closed.value.code == 1012

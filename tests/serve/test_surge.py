@@ -84,15 +84,18 @@ async def ask(edge: Edge, path: str = "/v1/chat/completions", method: str = "POS
 
 
 def test_the_gateway_is_asked_once_and_again_when_there_is_room() -> None:
+    counted: list[int] = []
+
     async def crowd() -> None:
         service = Service()
-        edge = Edge(service)
+        edge = Edge(service, rejected=counted.append)
         inside = [asyncio.create_task(ask(edge)) for _ in range(2)]
         await asyncio.sleep(0.01)
         replies = [await ask(edge) for _ in range(20)]
         assert {status for status, _ in replies} == {429}
         assert {headers[b"retry-after"] for _, headers in replies} == {b"3"}
         assert service.asked == 3, "two that had room and one that had none"
+        assert counted == [429] * 19, "the gateway knows of the first"
         assert (await ask(edge, "/v1/models", "GET"))[0] == 200, "what needs no room is answered"
         assert (await ask(edge))[0] == 429 and service.asked == 4
         service.done.set()
