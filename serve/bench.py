@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,10 +27,11 @@ _TOKENS_A_SECOND = 26
 
 @dataclass(frozen=True)
 class Asked:
-    """A recording that is asked, or a text that is read aloud."""
+    """A recording that is asked, or a text that is read aloud. form: by which a recording is answered."""
 
     recording: Path | None = None
     text: str = ""
+    form: Literal["chain", "direct"] = "chain"
 
     def request(self, model: str, *, streamed: bool) -> tuple[str, dict[str, Any]]:
         """Route and body: sound as it is made, or a whole file."""
@@ -45,13 +46,14 @@ class Asked:
             "messages": [{"role": "user", "content": [part]}],
             "modalities": ["text", "audio"],
             "audio": {"voice": "default", "format": "pcm16" if streamed else "wav"},
+            "reply_form": self.form,
             "stream": streamed,
         }
 
 
-def questions() -> list[Asked]:
+def questions() -> list[Path]:
     """Those that come with the package."""
-    return [Asked(Path(str(file))) for file in sorted((resources.files("serve") / "questions").iterdir(), key=str)]
+    return [Path(str(file)) for file in sorted((resources.files("serve") / "questions").iterdir(), key=str)]
 
 
 @dataclass
@@ -89,6 +91,9 @@ def main(
         typer.Option(exists=True, help="Sound files that are asked in turn; else eight questions of the package."),
     ] = None,
     text: Annotated[str, typer.Option(help="What is read aloud, instead of questions being asked.")] = "",
+    form: Annotated[
+        Literal["chain", "direct"], typer.Option(help="Questions answered by way of their transcript, or without it.")
+    ] = "chain",
     requests: Annotated[int, typer.Option(min=2, help="Of each load and either side.")] = 8,
     rate: Annotated[float, typer.Option(min=0.01, help="Arrivals a second of the open-loop load.")] = 0.5,
     crowd: Annotated[int, typer.Option(min=1, help="Requests that come at the same moment.")] = 8,
@@ -115,7 +120,7 @@ def main(
         raise typer.BadParameter("--set is for a service that is started here, not for a --url")
     if question and text:
         raise typer.BadParameter("--question is asked, --text is read aloud: one of them")
-    asked = [Asked(text=text)] if text else [Asked(file) for file in question or ()] or questions()
+    asked = [Asked(text=text)] if text else [Asked(file, form=form) for file in question or questions()]
     plan = Plan(asked, requests, rate, crowd, limit, seed)
     progress = Progress(silent=as_json)
     try:
@@ -217,7 +222,7 @@ async def run(
         "conditions": {
             "service": url,
             "model": model,
-            "asked": "recordings" if plan.asked[0].recording else "a text to read",
+            "asked": f"recordings, {plan.asked[0].form}" if plan.asked[0].recording else "a text to read",
             "seconds_of_answer": alone["streamed"]["seconds_of_answer"],
             "limit": plan.limit,
             "baseline": "as the original: one request at a time, generate all, then synthesise all; "
@@ -386,7 +391,7 @@ class Original:
 
     def listen(self, asked: Asked, seed: int) -> Listened:
         assert self._process.stdin
-        told = {"text": asked.text, "recording": str(asked.recording or ""), "seed": seed}
+        told = {"text": asked.text, "recording": str(asked.recording or ""), "form": asked.form, "seed": seed}
         self._process.stdin.write(json.dumps(told) + "\n")
         self._process.stdin.flush()
         answer = self._answer()

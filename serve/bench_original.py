@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 def main(bundle: Path, tokens: int) -> None:
@@ -34,12 +34,12 @@ def main(bundle: Path, tokens: int) -> None:
     encoder = SpeechEncoder.load(bundle / "encoder")
     generation = GenerationSection(max_new_tokens=tokens)
 
-    def answer(text: str, seed: int, recording: str = "") -> dict[str, Any]:
+    def answer(text: str, seed: int, recording: str = "", form: Literal["chain", "direct"] = "chain") -> dict[str, Any]:
         began = time.perf_counter()
         if recording:
             [heard] = encoder.encode([decode(Path(recording).read_bytes())])
             turn = Turn("user", units=tuple(heard.units.tolist()))
-            [units] = [reply.units or [] for reply in model.answer([[turn]], "chain", generation, seed)]
+            [units] = [reply.units or [] for reply in model.answer([[turn]], form, generation, seed)]
         else:
             [units] = model.speak([text], generation, seed)
         [wave] = voice.synthesize([units])

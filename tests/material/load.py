@@ -1,6 +1,7 @@
 """A load of requests, and what became of each, as the official clients would take it."""
 
 import asyncio
+import base64
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -136,8 +137,12 @@ def _session(seconds: float) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0, force_close=True))
 
 
-def chat(model: str, *, stream: bool = False, spoken: bool = False, tokens: int | None = None) -> Ask:
-    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": QUESTION}]}
+def chat(
+    model: str, *, stream: bool = False, spoken: bool = False, tokens: int | None = None, clip: bytes = b""
+) -> Ask:
+    """clip: asks in place of the question in words."""
+    heard = {"type": "input_audio", "input_audio": {"data": base64.b64encode(clip).decode(), "format": "wav"}}
+    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": [heard] if clip else QUESTION}]}
     body |= {"stream": stream} | ({"max_completion_tokens": tokens} if tokens else {})
     if spoken:
         body |= {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "pcm16"}}

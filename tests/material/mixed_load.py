@@ -1,12 +1,14 @@
 """A service under all kinds of requests at once, and what becomes of its processes."""
 
 import asyncio
+import base64
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import psutil
 from hostile_clients import as_json, moments
@@ -14,12 +16,14 @@ from live_service import LiveService, alive_actors, live_service, until
 from load import Answer, Ask, Load, chat, closed_loop, percentile, speech, transcription, written_down
 
 from speechgpt.recipe import Recipe
+from speechgpt.speech.audio import decode, encode
 
 CLIENTS = 4
 SAMPLES = 40
 """Looks at the processes, evenly over the time."""
 _MEBIBYTE = 1 << 20
 _EXPORTED_SECONDS = 20
+_RATE = 24_000
 _TASKS = 8
 """Of asyncio, by which Ray's own loops differ from one look to the next."""
 
@@ -45,6 +49,7 @@ class Found:
     actors: tuple[int, int] = (0, 0)
     tasks: tuple[dict[str, float], dict[str, float]] = field(default_factory=lambda: ({}, {}))
     vanished: int = 0
+    sessions: int = 0
 
     def grown(self, what: str) -> dict[str, float]:
         """How much more there was of it in the last quarter than in the second, medians; the first is warming up."""
@@ -55,6 +60,7 @@ class Found:
         return {
             "answers": written_down(self.answers),
             "clients that vanished": self.vanished,
+            "realtime sessions": self.sessions,
             "seconds until answered, p50 p95": [
                 percentile([one.taken for one in self.answers if one.good], share) for share in (50, 95)
             ],
@@ -77,7 +83,7 @@ class Found:
         """Raises AssertionError."""
         wrong = [one for one in self.answers if one.status not in (200, 400, 404, 413, 429) or one.broken]
         assert not wrong, wrong[:5]
-        assert sum(one.good for one in self.answers) >= CLIENTS
+        assert sum(one.good for one in self.answers) >= CLIENTS and self.sessions > 1
         assert not any(self.ongoing.values()), self.ongoing
         # Half of the time lies between the quarters: an honest warm-up is over, a leak of each request goes on.
         rss = {name: grown for name, grown in self.grown("rss").items() if grown > 24 * _MEBIBYTE}
@@ -114,7 +120,8 @@ def _loaded(service: LiveService, clip: bytes, seconds: float) -> Found:
         return time.monotonic() < end
 
     async def meanwhile(load: Load) -> None:
-        await asyncio.gather(_watch(service, found, end, seconds / SAMPLES), _vanish(service, found, going_on))
+        watching = _watch(service, found, end, seconds / SAMPLES)
+        await asyncio.gather(watching, _vanish(service, found, going_on), _converse(load, found, clip, going_on))
 
     found.answers = asyncio.run(closed_loop(service.url, _asks("tiny", clip), CLIENTS, going_on, 120, meanwhile))
     until(lambda: not any(service.ongoing().values()), 30)
@@ -133,6 +140,8 @@ def _asks(model: str, clip: bytes) -> list[Ask]:
         speech(model, "mp3"),
         speech(model, "wav"),
         transcription(model, clip),
+        chat(model, clip=clip),
+        chat(model, clip=clip, spoken=True, stream=True),
         transcription(model, b"no sound at all" * 9),
         chat("another"),
         Ask("/v1/audio/speech", {"model": model, "voice": "alloy", "input": "x" * 1000}),
@@ -151,6 +160,31 @@ async def _vanish(service: LiveService, found: Found, going_on: Any) -> None:
             await asyncio.wait_for(next(clients).run(service.url), 20)
         found.vanished += 1
         await asyncio.sleep(0.1)
+
+
+async def _converse(load: Load, found: Found, clip: bytes, going_on: Any) -> None:
+    """Realtime sessions, one after the other: a spoken question is answered, then a second one, and every third client
+    vanishes while it is answered."""
+    turn = encode(decode(clip), "pcm", _RATE) + bytes(_RATE * 2)
+    asked = [base64.b64encode(turn[start : start + _RATE]).decode() for start in range(0, len(turn), _RATE)]
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as client:
+        while going_on():
+            answer = Answer(time.monotonic())
+            try:
+                async with client.ws_connect(f"{load.url}/v1/realtime?model=tiny") as socket:
+                    answer.status = 200
+                    for patience in ("response.done", "response.done" if found.sessions % 3 else "response.created"):
+                        for piece in asked:
+                            await socket.send_json({"type": "input_audio_buffer.append", "audio": piece})
+                        while (event := await socket.receive_json(timeout=60))["type"] != patience:
+                            answer.broken |= event["type"] == "error"
+                        done = event["response"]["status"] in ("completed", "incomplete", "in_progress")
+                        answer.broken, answer.said = answer.broken or not done, str(event)[:200]
+            except (aiohttp.ClientError, TypeError, TimeoutError) as error:
+                answer.broken, answer.said = True, f"{type(error).__name__}: {error}"
+            answer.ended = time.monotonic()
+            load.answers.append(answer)
+            found.sessions += 1
 
 
 async def _watch(service: LiveService, found: Found, end: float, every: float) -> None:

@@ -89,8 +89,9 @@ def test_a_wav_s_seconds() -> None:
 
 def test_the_questions_of_the_package_are_asked() -> None:
     found = questions()
-    path, body = found[0].request("nano", streamed=True)
+    path, body = Asked(found[0], form="direct").request("nano", streamed=True)
     assert len(found) == 8 and path == "/v1/chat/completions" and body["stream"]
+    assert body["reply_form"] == "direct"
     assert body["messages"][0]["content"][0]["input_audio"]["format"] == "opus"
 
 
