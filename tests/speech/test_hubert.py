@@ -102,6 +102,41 @@ def test_bfloat16_is_asked_for_and_gives_nearly_the_same(tmp_path: Path, layout:
     assert SpeechEncoder(rough, codebook).name == "hubert-L2-km20-bfloat16"
 
 
+@pytest.mark.parametrize("layout", HUBERT_LAYOUTS)
+def test_bfloat16_where_nothing_is_frozen_as_on_gpus(layout: str) -> None:
+    exact, rough = (hubert.HubertFeatures(model(layout), 2, normalize=False) for _ in range(2))
+    rough.precision = "bfloat16"
+    for wanted, given, alone in zip(
+        exact(clips()), rough(clips()), (rough([wave])[0] for wave in clips()), strict=True
+    ):
+        assert given.dtype == torch.float32 and given.shape == wanted.shape
+        assert 1e-4 < (given - wanted).norm() / wanted.norm() < 0.1
+        # Alone or together, no worse than rounding.
+        assert (given - alone).norm() < 0.1 * wanted.norm()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gpu_gives_the_same_units(tmp_path: Path, precision: hubert.Precision) -> None:
+    hubert.save(model("base"), tmp_path, layer=2, normalize=False)
+    loaded = hubert.HubertFeatures.load(tmp_path, precision)
+    assert loaded.device.type == "cuda"
+    frames = hubert.HubertFeatures(model("base"), 2, normalize=False)(clips())
+    codebook = Codebook(torch.cat(frames)[::40])
+    units = SpeechEncoder(loaded, codebook).encode(clips())
+    for found, wanted in zip(units, frames, strict=True):
+        same = np.repeat(found.units, found.durations) == codebook.assign(wanted).numpy()
+        assert same.mean() > (0.999 if precision == "float32" else 0.9)
+
+
+def test_frames_are_read_where_they_lie() -> None:
+    features = hubert.HubertFeatures(model("base"), 2, normalize=False)
+    frames = features(clips())
+    codebook = Codebook(torch.cat(frames)[::40])
+    for read, made in zip(features(clips(), codebook.assign), frames, strict=True):
+        assert torch.equal(read, codebook.assign(made))
+
+
 @pytest.mark.skipif(not split_products.available(), reason="no AMX or no oneMKL here")
 @pytest.mark.parametrize("layout", HUBERT_LAYOUTS)
 def test_bfloat16x3_is_float32_by_another_way(tmp_path: Path, layout: str) -> None:

@@ -24,6 +24,10 @@ class Codebook:
         self.centroids = centroids.float().contiguous()
         self._half_squares = self.centroids.square().sum(1) / 2
 
+    def to(self, device: torch.device) -> "Codebook":
+        """The same on another device."""
+        return Codebook(self.centroids.to(device))
+
     @property
     def clusters(self) -> int:
         return self.centroids.shape[0]

@@ -9,7 +9,7 @@ from speechgpt.speech import long_audio
 from speechgpt.speech.audio import SAMPLE_RATE
 from speechgpt.speech.codebook import Codebook, CodebookError
 from speechgpt.speech.config import LongAudioSection
-from speechgpt.speech.hubert import HubertFeatures, Precision
+from speechgpt.speech.hubert import HubertFeatures, Precision, Read
 from speechgpt.speech.units import Units, merge
 
 
@@ -32,6 +32,7 @@ class SpeechEncoder:
                 f"the codebook has {codebook.centroids.shape[1]} dimensions, the encoder {features.dimensions}"
             )
         self._features = features
+        self._nearest = codebook.to(features.device).assign
         self.codebook = codebook
         self.batch_seconds = batch_seconds
         self.long = long
@@ -60,25 +61,28 @@ class SpeechEncoder:
         """waves: float32 [samples] at 16 kHz. Units of each, in the same order."""
         limit = self.long.seconds * SAMPLE_RATE if self.long else float("inf")
         short = [index for index, wave in enumerate(waves) if len(wave) <= limit]
-        frames = frames_of_each(self._features, [waves[index] for index in short], self.batch_seconds)
-        whole = dict(zip(short, frames, strict=True))
+        found = frames_of_each(self._features, [waves[index] for index in short], self.batch_seconds, self._nearest)
+        whole = dict(zip(short, found, strict=True))
         return [
-            merge(self.codebook.assign(whole[index]).numpy() if index in whole else self._assign_long(wave))
+            merge(whole[index].numpy() if index in whole else self._assign_long(wave))
             for index, wave in enumerate(waves)
         ]
 
     def _assign_long(self, wave: np.ndarray) -> np.ndarray:
         """The unit of every frame, int16 [frames]. Features are dropped as they go: an hour of them is 0.5 GB."""
         assert self.long is not None
-        frames = long_audio.frames_of(self._features, wave, self.long, self.batch_seconds)
-        return np.concatenate([self.codebook.assign(each).numpy().astype(np.int16) for each in frames])
+        units = long_audio.frames_of(self._features, wave, self.long, self.batch_seconds, self._nearest)
+        return np.concatenate([each.numpy().astype(np.int16) for each in units])
 
 
-def frames_of_each(features: HubertFeatures, waves: list[np.ndarray], batch_seconds: float) -> list[torch.Tensor]:
-    """float32 [frames, dimensions] of each wave, in the same order, computed in batches of like length."""
+def frames_of_each(
+    features: HubertFeatures, waves: list[np.ndarray], batch_seconds: float, read: Read | None = None
+) -> list[torch.Tensor]:
+    """float32 [frames, dimensions] of each wave, or what `read` makes of them, in the same order, computed in batches
+    of like length."""
     results: list[torch.Tensor] = [torch.empty(0)] * len(waves)
     for batch in batches_by_length([len(wave) for wave in waves], int(batch_seconds * SAMPLE_RATE)):
-        for index, frames in zip(batch, features([waves[i] for i in batch]), strict=True):
+        for index, frames in zip(batch, features([waves[i] for i in batch], read), strict=True):
             results[index] = frames
     return results
 

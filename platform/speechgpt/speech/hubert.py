@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,6 +24,10 @@ UNIT_CONFIG = "unit_config.json"
 def frame_count(samples: int) -> int:
     """F(N) = floor((N - 400) / 320) + 1 frames (SPEC 3.2)."""
     return (samples - MIN_SAMPLES) // FRAME + 1
+
+
+Read = Callable[[torch.Tensor], torch.Tensor]
+"""What is made of one clip's frames, float32 [frames, dimensions], where the model lies."""
 
 
 class ClipStatistics(NamedTuple):
@@ -73,7 +78,8 @@ class HubertFeatures:
     ) -> "HubertFeatures":
         """Read a Hugging Face directory with its `unit_config.json` ({"layer": …}), onto a GPU if there is one.
 
-        On a CPU it is made fast (`freeze`), and may compute in bfloat16, unless gradients are wanted (`frozen=False`).
+        On a CPU it is made fast (`freeze`), unless gradients are wanted (`frozen=False`). In bfloat16 it computes on
+        GPUs, too. Raises ValueError for a precision that is not to be had.
         """
         directory = Path(directory)
         layer = json.loads((directory / UNIT_CONFIG).read_text())["layer"]
@@ -83,8 +89,9 @@ class HubertFeatures:
         features = cls(nn.Module.to(model, device), layer, normalize)
         if device.type == "cpu" and frozen:
             features.freeze(precision)
-        elif precision != "float32":
+        elif precision == "bfloat16x3" or (precision == "bfloat16" and device.type == "cpu"):
             raise ValueError(f"precision {precision} is for frozen models on CPUs; leave it at float32")
+        features.precision = precision
         return features
 
     def freeze(self, precision: Precision = "float32") -> None:
@@ -110,6 +117,10 @@ class HubertFeatures:
         self.precision = precision
 
     @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
     def dimensions(self) -> int:
         return self.model.config.hidden_size
 
@@ -119,29 +130,36 @@ class HubertFeatures:
         return self.model.feature_extractor.conv_layers[0].conv if self._group_norm else None
 
     @torch.inference_mode()
-    def __call__(self, waves: list[np.ndarray]) -> list[torch.Tensor]:
-        """waves: float32 [samples] at 16 kHz, 400 samples or more each. Returns float32 [frames, dimensions] each."""
-        return self._frames(*pad(waves, self.normalize))
+    def __call__(self, waves: list[np.ndarray], read: Read | None = None) -> list[torch.Tensor]:
+        """waves: float32 [samples] at 16 kHz, 400 samples or more each. Returns float32 [frames, dimensions] each, on
+        the CPU; or what `read` makes of them on the model's device, so that frames need not leave it."""
+        return self._frames(*pad(waves, self.normalize), read)
 
     @torch.inference_mode()
-    def of_stretches(self, waves: list[np.ndarray], clip: ClipStatistics) -> list[torch.Tensor]:
+    def of_stretches(
+        self, waves: list[np.ndarray], clip: ClipStatistics, read: Read | None = None
+    ) -> list[torch.Tensor]:
         """As `__call__`, for stretches of one longer clip: normalised as that is, and not each for itself."""
         batch, lengths = pad([clip.normalised(wave).numpy() for wave in waves], False)
         if self._group_norm is None:
-            return self._frames(batch, lengths)
+            return self._frames(batch, lengths, read)
         self._group_norm.moments = clip.channels
         try:
-            return self._frames(batch, lengths)
+            return self._frames(batch, lengths, read)
         finally:
             self._group_norm.moments = None
 
-    def _frames(self, batch: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
+    def _frames(self, batch: torch.Tensor, lengths: list[int], read: Read | None) -> list[torch.Tensor]:
         if self._front_end is not None:
             moments = None if self._group_norm is None else self._group_norm.moments
             clips = [self._front_end(row[:n], moments) for row, n in zip(batch, lengths, strict=True)]
-            return [row[: len(clip)].float() for row, clip in zip(self._transformed(clips), clips, strict=True)]
-        frames = self.forward(batch.to(self.model.device), lengths).cpu()
-        return [row[: frame_count(n)] for row, n in zip(frames, lengths, strict=True)]
+            frames = self._transformed(clips)
+        else:
+            rough = self.precision == "bfloat16"
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=rough):
+                frames = self.forward(batch.to(self.device), lengths)
+        of_clips = (row[: frame_count(n)].float() for row, n in zip(frames, lengths, strict=True))
+        return [(read(each) if read else each).cpu() for each in of_clips]
 
     def _transformed(self, clips: list[torch.Tensor]) -> torch.Tensor:
         """What the front end made, [frames, channels] each, through the transformer: [clips, frames, dimensions]."""
@@ -184,7 +202,8 @@ class MaskedGroupNorm(nn.Module):
         """Mean and variance of each channel to take in place of the batch's own, [channels] each."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [clips, channels, frames]."""
+        """x: [clips, channels, frames]. Returns float32: moments of thousands of frames are none in bfloat16."""
+        x = x.float()
         if self.lengths is None:
             raise RuntimeError("set `lengths` (samples of each clip) before the forward pass")
         frames = ((self.lengths - self.kernel) // self.stride + 1).to(x.device)

@@ -31,7 +31,7 @@ import torch
 from speechgpt.speech.activity import frame_energies
 from speechgpt.speech.audio import FRAME, MIN_SAMPLES, SAMPLE_RATE
 from speechgpt.speech.config import LongAudioSection
-from speechgpt.speech.hubert import ClipStatistics, HubertFeatures, frame_count
+from speechgpt.speech.hubert import ClipStatistics, HubertFeatures, Read, frame_count
 
 _BLOCK = 10 * SAMPLE_RATE
 """Samples looked at in one go where statistics are gathered."""
@@ -111,9 +111,13 @@ def plan(wave: np.ndarray, section: LongAudioSection) -> list[Window]:
 
 
 def frames_of(
-    features: HubertFeatures, wave: np.ndarray, section: LongAudioSection, batch_seconds: float
+    features: HubertFeatures,
+    wave: np.ndarray,
+    section: LongAudioSection,
+    batch_seconds: float,
+    read: Read | None = None,
 ) -> Iterator[torch.Tensor]:
-    """The frames of one clip in order, a window at a time: float32 [kept, dimensions].
+    """The frames of one clip in order, a window at a time: float32 [kept, dimensions], or what `read` makes of them.
 
     wave: float32 [samples] at 16 kHz; a memory-mapped one is never read whole. batch_seconds: sound in one forward
     pass, unless a single window has more.
@@ -127,7 +131,7 @@ def frames_of(
     for first in range(0, len(pieces), together):
         batch = pieces[first : first + together]
         waves = [np.array(wave[p.start : p.stop], np.float32) for p in batch]
-        heard = features(waves) if statistics is None else features.of_stretches(waves, statistics)
+        heard = features(waves, read) if statistics is None else features.of_stretches(waves, statistics, read)
         for piece, frames in zip(batch, heard, strict=True):
             yield frames[piece.skipped : piece.skipped + piece.kept]
 
