@@ -60,7 +60,7 @@ def label(context: Context, labelling: Labelling) -> dict[str, Any]:
     actors: dict[str, Any] = {
         "compute": ray.data.ActorPoolStrategy(min_size=pool.min_actors, max_size=pool.max_actors),
         "num_cpus": pool.cpus,
-        "num_gpus": pool.gpus if labelling.encoder else 0,
+        "num_gpus": pool.gpus if labelling.encoder or training.teacher.kind == "hubert" else 0,
     }
     if not workspace.exists(labelling.codebook):
         frames: dict[str, Any] = {}

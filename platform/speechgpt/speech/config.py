@@ -101,9 +101,9 @@ class VoicesSection(Section):
 class TeacherSection(Section):
     """Where the frame targets of a distilled encoder come from."""
 
-    kind: Literal["whisper", "mfcc"] = "whisper"
+    kind: Literal["whisper", "mfcc", "hubert"] = "whisper"
     path: str = ""
-    """A CTranslate2 Whisper directory; empty takes the packaged Whisper-base."""
+    """whisper: a CTranslate2 directory, empty takes the packaged Whisper-base; hubert: an encoder of a bundle."""
     clusters: int = Field(500, ge=2)
     frames: int = Field(60_000, ge=100)
     """Frames that the teacher's codebook is fitted on."""

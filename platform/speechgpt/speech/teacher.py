@@ -10,7 +10,7 @@ import numpy as np
 
 from speechgpt.speech.audio import FRAME, SAMPLE_RATE
 from speechgpt.speech.config import TeacherSection
-from speechgpt.speech.hubert import HubertFeatures, frame_count
+from speechgpt.speech.hubert import UNIT_CONFIG, HubertFeatures, frame_count
 
 
 class Teacher(Protocol):
@@ -19,7 +19,12 @@ class Teacher(Protocol):
 
 
 def open_teacher(section: TeacherSection) -> Teacher:
-    return WhisperTeacher(section.path) if section.kind == "whisper" else MfccTeacher()
+    match section.kind:
+        case "whisper":
+            return WhisperTeacher(section.path)
+        case "hubert":
+            return HubertTeacher(section.path)
+    return MfccTeacher()
 
 
 def check(section: TeacherSection) -> None:
@@ -32,6 +37,8 @@ def check(section: TeacherSection) -> None:
         directory = Path(section.path) if section.path else packaged_whisper("base")
         if not (directory / "model.bin").is_file():
             raise FileNotFoundError(f"{directory} is not a CTranslate2 Whisper directory (with a model.bin)")
+    if section.kind == "hubert" and not Path(section.path, UNIT_CONFIG).is_file():
+        raise FileNotFoundError(f"encoder.training.teacher.path {section.path!r}: not an encoder (with {UNIT_CONFIG})")
 
 
 class WhisperTeacher:
