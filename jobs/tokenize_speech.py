@@ -232,7 +232,7 @@ def _listen(
 
     source = row["path"] if "path" in row else f"{file}#{row['id']}"
     try:
-        if longest is None and "audio" not in row:
+        if longest is None and "path" in row:
             with clock.counts("decode"):
                 wave, sha256 = _from_disk(row["path"], folder / hashlib.sha256(row["id"].encode()).hexdigest())
         else:

@@ -15,6 +15,7 @@ from jobs.shell import Context, JobError, _fingerprint
 from speechgpt.language.script import script, spread
 from speechgpt.language.world import Question
 from speechgpt.recipe import load
+from speechgpt.runtime.config import CorpusSection
 from speechgpt.runtime.progress import Progress
 from speechgpt.runtime.recordings import UTTERANCE_SCHEMA, ManifestError, inspect, read_manifests
 from speechgpt.runtime.tracking import Run
@@ -76,6 +77,9 @@ def test_speech_without_text_is_allowed(tmp_path):
         ({"id": "", "path": "a.wav"}, "missing_key", "id:"),
         ({"id": 7, "path": "a.wav"}, "wrong_type", "id: text is expected, not 7"),
         ({"id": "x", "path": "a.wav", "text": ["no"]}, "wrong_type", "text:"),
+        ({"id": "x", "path": "a.wav", "text": "\ud83d"}, "wrong_type", "text: '\\ud83d' is not all Unicode"),
+        ({"id": "x", "path": "a.wav", "category": ["a", "b"]}, "wrong_type", "category:"),
+        ({"id": "x", "path": "a.wav", "stranger": "no"}, "wrong_type", "stranger: true or false"),
         ({"id": "x", "path": "a.wav", "seconds": "long"}, "wrong_type", "seconds:"),
         ({"id": "good", "path": "a.wav"}, "duplicate_id", "already taken by {manifest}:1"),
         ({"id": "x", "path": "gone.wav"}, "missing_file", "gone.wav"),
@@ -117,12 +121,31 @@ def test_a_parquet_manifest_without_its_columns_says_which(tmp_path):
         read_manifests([str(tmp_path / "m.parquet")])
 
 
-def test_columns_that_do_not_agree_in_type_are_kept_as_json(tmp_path):
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        ((1, "two"), ["1", '"two"']),
+        (({}, {}), ["{}", "{}"]),
+        (([{"a": {}}], []), ['[{"a": {}}]', "[]"]),
+        ((2**70, None), [str(2**70), None]),
+        (("\ud83d", "b"), ['"\\ud83d"', '"b"']),
+        (({"a": 1}, {"b": [2]}), [{"a": 1, "b": None}, {"a": None, "b": [2]}]),
+    ],
+)
+def test_columns_that_parquet_has_no_type_for_are_kept_as_json(tmp_path, values, kept):
     tone(tmp_path / "a.wav")
-    uri = jsonl(
-        tmp_path / "m.jsonl", {"id": "a", "path": "a.wav", "take": 1}, {"id": "b", "path": "a.wav", "take": "two"}
-    )
-    assert read_manifests([uri]).table()["take"].to_pylist() == ["1", '"two"']
+    uri = jsonl(tmp_path / "m.jsonl", *({"id": str(n), "path": "a.wav", "take": v} for n, v in enumerate(values)))
+    place = Workspace(tmp_path / "work")
+    place.write_table("manifest/utterances.parquet", read_manifests([uri]).table())
+    assert place.read_table("manifest/utterances.parquet")["take"].to_pylist() == kept
+
+
+def test_a_file_whose_name_is_no_unicode_is_set_aside_by_its_name(tmp_path):
+    tone(tmp_path / "sounds/a.wav")
+    (tmp_path / "sounds/a.wav").rename(f"{tmp_path}/sounds/caf\udce9.wav")
+    found = read_manifests([], [CorpusSection(layout="folder", uri=str(tmp_path / "sounds"))])
+    (row,) = found.quarantine().to_pylist()
+    assert (row["source"], row["reason"]) == (f"{tmp_path}/sounds/caf\\udce9.wav", "wrong_type")
 
 
 def test_recordings_without_a_split_are_partly_held_out_and_always_the_same_ones(tmp_path):

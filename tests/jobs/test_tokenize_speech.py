@@ -1,6 +1,7 @@
 """Speech into units on a real Ray: poison is set aside, the rest is right, a second attempt does what is left."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -17,12 +18,12 @@ import soundfile
 import tokenize_driver
 import torch
 
-from jobs.shards import plan, runs
+from jobs.shards import decoded, plan, runs
 from jobs.shell import Context, JobError
 from jobs.tokenize_speech import UNITS_SCHEMA, Tokenizer, _figures, run
 from speechgpt.recipe import Recipe, load
 from speechgpt.runtime.progress import Progress
-from speechgpt.runtime.recordings import UTTERANCE_SCHEMA
+from speechgpt.runtime.recordings import UTTERANCE_SCHEMA, read_manifests
 from speechgpt.runtime.tracking import Run
 from speechgpt.runtime.workspace import Workspace
 from speechgpt.speech import audio, hubert
@@ -305,6 +306,26 @@ def test_two_percent_of_poison_is_set_aside_kind_by_kind_and_all_else_becomes_un
     assert {row["source"] for row in workspace.read_table("units").to_pylist()} == set(map(str, files))
     assert _figures(tallies)["reasons"] == dict(sorted(Counter(bad.values()).items()))
     assert _figures(tallies)["utterances"] == 588 and len(tallies) == 1
+
+
+@pytest.mark.parametrize("long", [(), ("encoder.long={mode: pauses, seconds: 10}",)], ids=["short", "long"])
+def test_a_manifests_own_columns_do_not_stand_in_the_way(workspace, tmp_path, long):
+    """Without Ray: columns that are called as the pipeline's own are, with whatever people keep in them."""
+    file = sound_files.write(tmp_path, "a", sound_files.speech(0.5), "wav")
+    own = {"role": "adult", "category": 3, "question_id": 7, "voice": 2.5, "stranger": True, "units": "metres"}
+    audios = (None, "other.wav", {"bytes": None, "path": "other.wav"})
+    rows = [{"id": str(n), "path": str(file), "audio": sound} | own for n, sound in enumerate(audios)]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"id": "bare", "path": str(file)}])))
+    workspace.write_table("manifest/utterances.parquet", read_manifests([str(tmp_path / "m.jsonl")]).table())
+    recipe = load("tiny", ("data.max_bad_fraction=0", *long))
+    (shard,) = plan(workspace, recipe)
+    Tokenizer(workspace, recipe)(vars(shard))
+    units = {row["utterance_id"]: row for row in workspace.read_table("units").to_pylist()}
+    assert set(units) == {"0", "1", "2", "bare"} and len({tuple(row["units"]) for row in units.values()}) == 1
+    named = ("role", "category", "question_id", "voice", "stranger")
+    assert [units["1"][name] for name in named] == ["adult", "3", "7", "2.5", True]
+    assert [units["bare"][name] for name in named] == ["recording", None, None, None, False]
+    assert len(list(decoded(workspace.read_rows(shard.file).to_pylist(), 30))) == 4
 
 
 def test_the_long_mode_is_part_of_what_units_depend_on_and_of_nothing_before_them():

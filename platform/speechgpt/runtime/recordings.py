@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -43,6 +44,11 @@ UTTERANCE_SCHEMA = pa.schema(
 QUARANTINE_SCHEMA = pa.schema({"source": pa.string(), "reason": pa.string(), "detail": pa.string()})
 
 _TEXT_KEYS = ("text", "speaker", "language", "split", "answer")
+_NAME_KEYS = ("role", "category", "question_id", "voice")
+"""Not in UTTERANCE_SCHEMA, but columns of the units table where a manifest has them; numbers (a ClassLabel's) become
+text."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character: JSON can spell it, and Python has it for the bytes of a file's name that are no UTF-8."""
 _HELD_OUT_SHARE = 0.1
 """Of the recordings whose manifest names no split, drawn by id: so that real speech is measured unheard."""
 _READERS = 16
@@ -73,7 +79,7 @@ class Recordings:
     problems: list[Problem] = field(default_factory=list)
 
     def table(self) -> pa.Table:
-        """The rows in id order; a column of unknown name whose values do not agree in type becomes JSON text."""
+        """The rows in id order; a column of unknown name becomes JSON text where Parquet has no type for its values."""
         known = set(UTTERANCE_SCHEMA.names)
         extra = sorted({key for row in self.rows for key in row} - known)
         rows = sorted(self.rows, key=lambda row: row["id"])
@@ -84,7 +90,9 @@ class Recordings:
         return table
 
     def quarantine(self) -> pa.Table:
-        return pa.Table.from_pylist([problem._asdict() for problem in self.problems], QUARANTINE_SCHEMA)
+        # A source may be a file whose name is no Unicode.
+        rows = [[part.encode(errors="backslashreplace").decode() for part in problem] for problem in self.problems]
+        return pa.Table.from_pylist([Problem(*row)._asdict() for row in rows], QUARANTINE_SCHEMA)
 
 
 def inspect(paths: list[str]) -> list[SoundFacts]:
@@ -145,8 +153,10 @@ def same_sound(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
 
 
 def sound_of(row: Mapping[str, Any]) -> bytes:
-    """The sound file of a table's row: the bytes in its column `audio`, or what its `path` names. Raises OSError."""
-    return row["audio"] if "audio" in row else read_bytes(row["path"])
+    """The sound file of a table's row: what its `path` names, or in `speech/`, where there is none, the bytes in its
+    column `audio`. Raises OSError."""
+    # The path first: a manifest may have a column `audio` that holds anything.
+    return read_bytes(row["path"]) if "path" in row else row["audio"]
 
 
 def _rows(uri: str) -> Iterator[tuple[str, dict[str, Any] | Problem]]:
@@ -186,9 +196,14 @@ def _check(where: str, row: dict[str, Any], first_seen: dict[str, str]) -> Probl
     for key in ("id", "path"):
         if row.get(key) in (None, ""):
             return Problem(where, "missing_key", f"{key}: every row needs one")
-    for key in ("id", "path", *_TEXT_KEYS):
-        if not isinstance(row.get(key), str | None):
-            return Problem(where, "wrong_type", f"{key}: text is expected, not {row[key]!r}")
+    for key in ("id", "path", *_TEXT_KEYS, *_NAME_KEYS):
+        value = row.get(key)
+        if not isinstance(value, str | int | float | None if key in _NAME_KEYS else str | None):
+            return Problem(where, "wrong_type", f"{key}: text is expected, not {value!r}")
+        if isinstance(value, str) and _SURROGATE.search(value):
+            return Problem(where, "wrong_type", f"{key}: {value!r} is not all Unicode, and no table can hold it")
+    if not isinstance(row.get("stranger"), bool | None):
+        return Problem(where, "wrong_type", f"stranger: true or false is expected, not {row['stranger']!r}")
     seconds = row.get("seconds")
     if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0):
         return Problem(where, "wrong_type", f"seconds: a length in seconds is expected, not {seconds!r}")
@@ -203,6 +218,7 @@ def _complete(row: Row, facts: SoundFacts) -> Row:
     return {
         **dict.fromkeys(UTTERANCE_SCHEMA.names),
         **row,
+        **{key: str(row[key]) for key in _NAME_KEYS if row.get(key) is not None},
         "text": (row.get("text") or "").strip() or None,
         "seconds": row.get("seconds") or facts.seconds,
         "rate": facts.rate,
@@ -241,6 +257,15 @@ def _drawn(name: str) -> float:
 
 def _column(values: list[Any]) -> pa.Array:
     try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([None if value is None else json.dumps(value) for value in values])
+        column = pa.array(values)
+        if _is_writable(column.type):
+            return column
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+        pass
+    return pa.array([None if value is None else json.dumps(value, default=str) for value in values])
+
+
+def _is_writable(kind: pa.DataType) -> bool:
+    """Parquet has no objects without keys."""
+    inner = [kind.field(index).type for index in range(kind.num_fields)]
+    return all(map(_is_writable, inner)) and (bool(inner) or not pa.types.is_struct(kind))
