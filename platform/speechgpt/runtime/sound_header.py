@@ -4,9 +4,9 @@ from typing import IO, NamedTuple
 
 
 class Header(NamedTuple):
-    """seconds: as the header claims. rate: Hz."""
+    """seconds: as the header claims, None where it leaves that open. rate: Hz."""
 
-    seconds: float
+    seconds: float | None
     rate: int
 
 
@@ -18,7 +18,9 @@ def read(file: IO[bytes]) -> Header | None:
         found = soundfile.info(file)
     except soundfile.LibsndfileError:
         return _of_mp4(file)
-    return Header(float(found.duration), int(found.samplerate))
+    # What libsndfile says of FLAC that was streamed into a file.
+    is_open = found.frames == 2**63 - 1
+    return Header(None if is_open else float(found.duration), int(found.samplerate))
 
 
 def _of_mp4(file: IO[bytes]) -> Header | None:

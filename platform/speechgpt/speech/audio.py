@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from speechgpt.speech.ffmpeg_encoder import FfmpegEncoder
+from speechgpt.speech.whole_files import is_cut_off
 
 if TYPE_CHECKING:
     import soundfile
@@ -106,6 +107,9 @@ def encode(wave: np.ndarray, format: str, rate: int = SAMPLE_RATE) -> bytes:
 
 
 _NOT_TO_ITS_END = "the file begins well and cannot be decoded to its end"
+_ENDS_TOO_SOON = "the file ends before its sound does"
+_UNKNOWN = 2**63 - 1
+"""Frames that libsndfile says of FLAC that was streamed into a file, whose header does not tell its length."""
 
 
 def _read(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
@@ -113,24 +117,36 @@ def _read(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
     import soundfile
 
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            _check_length(file.frames / file.samplerate, max_seconds)
-            limit = -1 if max_seconds is None else int(max_seconds * file.samplerate) + 1
+        with _opened(io.BytesIO(data)) as file:
+            if file.frames != _UNKNOWN:
+                _check_length(file.frames / file.samplerate, max_seconds)
+            limit = file.frames if max_seconds is None else min(file.frames, int(max_seconds * file.samplerate) + 1)
             if max_seconds is not None:
-                _check_size(min(limit, file.frames) * file.channels, max_seconds)
+                _check_size(limit * file.channels, max_seconds)
             try:
-                wave = file.read(limit, dtype="float32", always_2d=True)
+                wave = _read_blocks(file) if limit == _UNKNOWN else file.read(limit, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
                 raise AudioError("truncated", f"{_NOT_TO_ITS_END}: {error.error_string}") from None
             _check_length(len(wave) / file.samplerate, max_seconds)
-            if len(wave) < file.frames - _SLACK or _missing_bytes(data):
-                raise AudioError("truncated", f"{len(wave)} samples are there, the file's header promises more")
+            _check_whole(file, len(wave), data)
             return wave, file.samplerate
     except soundfile.LibsndfileError:
-        if b"ftyp" not in data[:16]:
-            # Not libsndfile's words: they hold an address in memory, and threads that fail at once swap them.
-            raise AudioError("unreadable", "not a sound file, or of a format that libsndfile does not read") from None
-    return _read_mp4(data, max_seconds)
+        if data[4:8] == b"ftyp":
+            return _read_mp4(data, max_seconds)
+        if is_cut_off(data):
+            raise AudioError("truncated", _ENDS_TOO_SOON) from None
+        # Not libsndfile's words: they hold an address in memory, and threads that fail at once swap them.
+        raise AudioError("unreadable", "not a sound file, or of a format that libsndfile does not read") from None
+
+
+def _opened(source: Path | io.BytesIO) -> "soundfile.SoundFile":
+    import soundfile
+
+    file = soundfile.SoundFile(source)
+    if file.frames == _UNKNOWN:
+        # soundfile seeks after each read, and libsndfile cannot seek to an end that it does not know.
+        file.seekable = lambda: False
+    return file
 
 
 _BLOCK_SECONDS = 30
@@ -145,9 +161,7 @@ def _mono_blocks(path: Path) -> Iterator[np.ndarray]:
         raise AudioError("empty", "the file has no bytes")
     read = 0
     try:
-        with soundfile.SoundFile(path) as file, path.open("rb") as raw:
-            with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                cut_off = _missing_bytes(data)
+        with _opened(path) as file, path.open("rb") as raw:
             resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE, 1, dtype="float32")
             while len(block := _next_block(file, read, _BLOCK_SECONDS * file.samplerate)):
                 if not np.isfinite(block).all():
@@ -157,8 +171,8 @@ def _mono_blocks(path: Path) -> Iterator[np.ndarray]:
                 yield mono if file.samplerate == SAMPLE_RATE else resampler.resample_chunk(mono)
             if file.samplerate != SAMPLE_RATE and read:
                 yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-            if read < file.frames - _SLACK or cut_off:
-                raise AudioError("truncated", f"{read} samples are there, the file's header promises more")
+            with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                _check_whole(file, read, data)
             if not read:
                 raise AudioError("empty", "the file has no samples")
     except soundfile.LibsndfileError as error:
@@ -169,6 +183,14 @@ def _mono_blocks(path: Path) -> Iterator[np.ndarray]:
 
 _MP3_LEAD = 16 * 1152
 """Samples (16 frames) that an MP3 decoder needs to be itself again: soundfile seeks after each read."""
+
+
+def _read_blocks(file: "soundfile.SoundFile") -> np.ndarray:
+    """Everything, float32 [samples, channels], of a file that does not say how much that is."""
+    blocks = [np.zeros((0, file.channels), np.float32)]
+    while len(block := _next_block(file, 0, _BLOCK_SECONDS * file.samplerate)):
+        blocks.append(block)
+    return np.concatenate(blocks)
 
 
 def _next_block(file: "soundfile.SoundFile", at: int, samples: int) -> np.ndarray:
@@ -190,15 +212,11 @@ _SLACK = 2400
 """Samples by which an estimated length (MP3 without a table) may miss: two frames."""
 
 
-def _missing_bytes(data: bytes | mmap.mmap) -> bool:
-    """Whether a WAV is shorter than it says, or an Ogg has no last page; libsndfile would read what is there."""
-    if data[:4] == b"RIFF":
-        promised = int.from_bytes(data[4:8], "little")
-        return 0 < promised < 0xFFFFFFF0 and len(data) < promised
-    if data[:4] == b"OggS":
-        flags = data.rfind(b"OggS") + 5
-        return flags >= len(data) or not data[flags] & 4
-    return False
+def _check_whole(file: "soundfile.SoundFile", read: int, data: bytes | mmap.mmap) -> None:
+    """read: samples that there were in the file."""
+    promised = 0 if file.frames == _UNKNOWN else file.frames - (_SLACK if file.format == "MP3" else 0)
+    if read < promised or is_cut_off(data):
+        raise AudioError("truncated", f"{read} samples are there; {_ENDS_TOO_SOON}")
 
 
 def _read_mp4(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
@@ -220,7 +238,11 @@ def _read_mp4(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
     except (av.FFmpegError, IndexError) as error:
         if chunks:
             raise AudioError("truncated", f"{_NOT_TO_ITS_END}: {error}") from None
+        if is_cut_off(data):
+            raise AudioError("truncated", _ENDS_TOO_SOON) from None
         raise AudioError("unreadable", str(error)) from None
+    if is_cut_off(data):
+        raise AudioError("truncated", _ENDS_TOO_SOON)
     return (np.concatenate(chunks) if chunks else np.zeros((0, 1), np.float32)), rate
 
 
