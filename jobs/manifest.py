@@ -48,7 +48,7 @@ _SAME_SOUND_SCHEMA = pa.schema({"id": pa.string(), "same_as": pa.string(), "sha2
 _FEW = 2000
 """Sound files that are looked at sooner than a cluster starts."""
 _FILES_A_TASK = 500
-_SHOWN_PROBLEMS = 5
+_SHOWN_PROBLEMS, _SHOWN_SPLITS = 5, 20
 _QUESTIONS_FOR_ONE_OUTSIDE = 12
 """Questions of the world for each one that it has no answer to."""
 
@@ -71,6 +71,12 @@ def run(context: Context) -> dict[str, Any]:
     refuse_too_many(recordings, recipe.data.max_bad_fraction, workspace.path(_QUARANTINE))
     if recipe.data.spoken_text:
         recordings.rows = [{**row, "text": row["text"] and " ".join(words(row["text"]))} for row in recordings.rows]
+    if recordings.unknown_splits:
+        shown = ", ".join(repr(name) for name, _ in recordings.unknown_splits.most_common(_SHOWN_SPLITS))
+        context.progress.say(
+            f"{recordings.unknown_splits.total()} recordings are held out, of splits whose names say neither training "
+            f"nor evaluation: {shown}"
+        )
     prompts = prompts_of(recipe)
     utterances = recordings.table()
     # So that a worker reads its shard and not the whole of it.
@@ -83,6 +89,9 @@ def run(context: Context) -> dict[str, Any]:
         "recordings": len(recordings.rows),
         "recordings_without_text": sum(row["text"] is None for row in recordings.rows),
         "recorded_seconds": round(sum(row["seconds"] or 0 for row in recordings.rows), 2),
+        **{split: _amount(recordings, split) for split in ("train", "heldout")},
+        # Not as keys, which become names of metrics.
+        "unknown_splits": [f"{name}: {count}" for name, count in recordings.unknown_splits.most_common(_SHOWN_SPLITS)],
         "quarantined": len(recordings.problems),
         "reasons": dict(Counter(problem.reason for problem in recordings.problems).most_common()),
         "same_sound": len(alike),
@@ -93,6 +102,12 @@ def run(context: Context) -> dict[str, Any]:
     outputs = ["manifest/utterances.parquet", "manifest/prompts.parquet"]
     outputs += ([_SAME_SOUND] if alike else []) + ([_QUARANTINE] if recordings.problems else [])
     return {"figures": figures, "outputs": outputs}
+
+
+def _amount(recordings: Recordings, split: str) -> dict[str, float]:
+    """Clips, and hours as far as their lengths are known."""
+    seconds = [row["seconds"] or 0 for row in recordings.rows if row["split"] == split]
+    return {"clips": len(seconds), "hours": round(sum(seconds) / 3600, 4)}
 
 
 def sources(recipe: Recipe) -> list[str]:

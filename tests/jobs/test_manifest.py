@@ -156,6 +156,29 @@ def test_recordings_without_a_split_are_partly_held_out_and_always_the_same_ones
     assert 15 <= Counter(splits)["heldout"] <= 45
 
 
+def test_a_split_is_training_by_whichever_of_its_names_and_what_is_unknown_is_told(tmp_path, capsys):
+    names = {
+        "train": ("train", "Train", "training", " TRAIN ", "train.100", "train-clean-100", "train_other"),
+        "heldout": ("dev", "test", "validation", "val", "heldout", "Test.other", "eval"),
+        "unknown": ("XL", "gold", "gold", "trainable"),
+    }
+    rows = []
+    for kind, splits in names.items():
+        rows += [{"id": f"{kind}-{n}", "split": split, "seconds": 36} for n, split in enumerate(splits)]
+    for row in rows:
+        tone(tmp_path / f"{row['id']}.wav", 0.1)
+    place = Workspace(tmp_path / "work")
+    uri = jsonl(tmp_path / "m.jsonl", *({**row, "path": f"{row['id']}.wav"} for row in rows))
+    recipe = load("tiny", (f"data.extra_manifests=[{uri}]",))
+    figures = run(Context(recipe, place, Progress(), Run("", "")))["figures"]
+    splits = {row["id"]: row["split"] for row in place.read_table("manifest/utterances.parquet").to_pylist()}
+    assert splits == {row["id"]: "train" if row["id"].startswith("train") else "heldout" for row in rows}
+    assert figures["train"] == {"clips": 7, "hours": 0.07} and figures["heldout"] == {"clips": 11, "hours": 0.11}
+    assert figures["unknown_splits"] == ["gold: 2", "XL: 1", "trainable: 1"]
+    said = capsys.readouterr().err
+    assert "4 recordings are held out" in said and "'gold', 'XL', 'trainable'" in said
+
+
 def test_too_many_bad_rows_stop_the_job_and_show_the_first(tmp_path):
     tone(tmp_path / "a.wav")
     found = read_manifests([jsonl(tmp_path / "m.jsonl", {"id": "a", "path": "a.wav"}, {"id": "b", "path": "gone.wav"})])

@@ -3,7 +3,8 @@
 A manifest is a list of recordings, one utterance a row, as JSON Lines or Parquet, local or on S3.
 
 Columns: `id, path` (relative to the manifest, absolute, or `s3://`), and if known `text, speaker, language, seconds,
-split, answer`. Columns of other names are kept as they are.
+split, answer`. Columns of other names are kept as they are. A `split` whose name begins with `train` or `training` is
+learnt from, and every other is held out.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import io
 import json
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ import pyarrow.parquet as pq
 from speechgpt.runtime import sound_header
 from speechgpt.runtime.config import CorpusSection
 from speechgpt.runtime.corpora import reading
+from speechgpt.runtime.corpora.names import split_of
 from speechgpt.runtime.corpora.outcome import Found, ManifestError, Problem, Row
 from speechgpt.runtime.files import StoreError, joined, open_binary, read_bytes
 from speechgpt.runtime.patience import patiently
@@ -40,7 +43,8 @@ UTTERANCE_SCHEMA = pa.schema(
         "sha256": pa.string(),
     }
 )
-"""seconds, rate (Hz): as the sound file's header says."""
+"""seconds: as the manifest says, or else the sound file's header; rate (Hz): as the header says. split: `train` or
+`heldout`."""
 QUARANTINE_SCHEMA = pa.schema({"source": pa.string(), "reason": pa.string(), "detail": pa.string()})
 
 _TEXT_KEYS = ("text", "speaker", "language", "split", "answer")
@@ -73,10 +77,14 @@ Inspect = Callable[[list[str]], Iterable[SoundFacts]]
 
 @dataclass
 class Recordings:
-    """Checked rows (every column of UTTERANCE_SCHEMA, paths absolute or `s3://`) and the rows that were set aside."""
+    """Checked rows (every column of UTTERANCE_SCHEMA, paths absolute or `s3://`) and the rows that were set aside.
+
+    unknown_splits: {name: how many rows} of splits that nothing is known of; their rows are held out.
+    """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    unknown_splits: Counter[str] = field(default_factory=Counter)
 
     def table(self) -> pa.Table:
         """The rows in id order; a column of unknown name becomes JSON text where Parquet has no type for its values."""
@@ -125,6 +133,8 @@ def read_manifests(
             found.problems.append(Problem(where, "missing_file", f"path: {row['path']}: {facts.error}"))
         else:
             found.rows.append(_complete(row, facts))
+            if (split := (row.get("split") or "").strip()) and not split_of(split):
+                found.unknown_splits[split] += 1
     return found
 
 
@@ -214,7 +224,7 @@ def _check(where: str, row: dict[str, Any], first_seen: dict[str, str]) -> Probl
 
 def _complete(row: Row, facts: SoundFacts) -> Row:
     """A row with every column of UTTERANCE_SCHEMA, and a `split` if its manifest gives none."""
-    split = row.get("split") or ("heldout" if _drawn(row["id"]) < _HELD_OUT_SHARE else "train")
+    split = (row.get("split") or "").strip() or ("heldout" if _drawn(row["id"]) < _HELD_OUT_SHARE else "train")
     return {
         **dict.fromkeys(UTTERANCE_SCHEMA.names),
         **row,
@@ -222,7 +232,7 @@ def _complete(row: Row, facts: SoundFacts) -> Row:
         "text": (row.get("text") or "").strip() or None,
         "seconds": row.get("seconds") or facts.seconds,
         "rate": facts.rate,
-        "split": "train" if split == "train" else "heldout",
+        "split": "train" if split_of(split) == "train" else "heldout",
         "sha256": facts.sha256,
     }
 

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from speechgpt.runtime.config import CorpusSection
-from speechgpt.runtime.corpora.names import split_of
+from speechgpt.runtime.corpora.names import fields, split_of
 from speechgpt.runtime.corpora.outcome import ManifestError, Problem
 from speechgpt.runtime.corpora.reading import LAYOUTS, read
 from speechgpt.runtime.files import read_bytes
@@ -58,11 +58,28 @@ def test_the_recipe_knows_every_layout_and_no_other():
     [
         ("train-clean-100", "train"), ("train.clean.100-00000-of-00009.parquet", "train"), ("Dev", "dev"),
         ("validation", "valid"), ("validation-00000-of-00001.parquet", "valid"), ("valid_1", "valid"),
-        ("validated", None), ("training", None), ("latest", None), ("", None), (None, None),
+        ("training", "train"), ("TRAIN", "train"), ("train_other_500", "train"), ("test.other", "test"),
+        ("val", "valid"), ("development", "dev"), ("evaluation", "eval"), ("heldout", "heldout"),
+        ("Held-out", "heldout"),
+        ("validated", None), ("trainer", None), ("latest", None), ("XL", None), ("", None), (None, None),
     ],
 )  # fmt: skip
 def test_a_split_is_known_by_its_name(name, split):
     assert split_of(name) == split
+
+
+@pytest.mark.parametrize(
+    ("given", "row"),
+    [
+        ({"subset": "DEV"}, {"split": "DEV"}),
+        ({"subset": "train-clean"}, {"split": "train-clean"}),
+        ({"subset": "XL"}, {"subset": "XL"}),
+        ({"subset": ["{XL}", "{L}"]}, {"subset": ["{XL}", "{L}"]}),
+        ({"split": "gold", "subset": "dev"}, {"split": "gold", "subset": "dev"}),
+    ],
+)
+def test_a_subset_is_a_split_where_it_is_called_one(given, row):
+    assert fields(given) == row
 
 
 def test_folder(tmp_path):

@@ -12,12 +12,17 @@ _FIELDS = {
     "text": ("text", "transcription", "transcript", "sentence", "normalized_text"),
     "speaker": ("speaker", "speaker_id", "client_id", "spk"),
     "language": ("language", "lang", "locale"),
-    "split": ("split", "subset"),
+    "split": ("split",),
     "id": ("id", "utterance_id", "utt_id"),
 }
 
 
-_SPLIT = re.compile(r"(train|dev|test|valid|eval)(?:(?<=valid)ation)?(?![a-z])")
+_SPLITS = {
+    "train": "train", "training": "train", "dev": "dev", "development": "dev", "valid": "valid", "validation": "valid",
+    "val": "valid", "test": "test", "testing": "test", "eval": "eval", "evaluation": "eval", "heldout": "heldout",
+    "held": "heldout",
+}  # fmt: skip
+_WORD = re.compile(r"[a-z]+")
 
 
 def is_sound(name: str) -> bool:
@@ -26,14 +31,15 @@ def is_sound(name: str) -> bool:
 
 def split_of(name: str | None) -> str | None:
     """`train-clean-100` -> `train`; `validation-0-of-1.parquet` -> `valid`; None for a name that is no split's."""
-    found = _SPLIT.match(name.lower()) if name else None
-    return found[1] if found else None
+    first = _WORD.match(name.lower()) if name else None
+    return _SPLITS.get(first[0]) if first else None
 
 
 def fields(given: dict[str, Any]) -> dict[str, Any]:
     """A row's fields under the names that manifests have; fields of other names are kept.
 
-    Numbers that name a speaker or an utterance become text.
+    Numbers that name a speaker or an utterance become text. A `subset` is a split where it has a split's name: others,
+    such as XL, are sizes.
     """
     row = dict(given)
     for name, others in _FIELDS.items():
@@ -44,6 +50,9 @@ def fields(given: dict[str, Any]) -> dict[str, Any]:
             row.pop(other, None)
             row[name] = str(value) if isinstance(value, int) and name != "text" else value
             break
+    subset = row.get("subset")
+    if "split" not in row and isinstance(subset, str) and split_of(subset):
+        row["split"] = row.pop("subset")
     if "seconds" not in row and isinstance(row.get("duration"), int | float):
         row["seconds"] = float(row.pop("duration"))
     return row
