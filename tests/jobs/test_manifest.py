@@ -81,6 +81,11 @@ def test_speech_without_text_is_allowed(tmp_path):
         ({"id": "x", "path": "a.wav", "category": ["a", "b"]}, "wrong_type", "category:"),
         ({"id": "x", "path": "a.wav", "stranger": "no"}, "wrong_type", "stranger: true or false"),
         ({"id": "x", "path": "a.wav", "seconds": "long"}, "wrong_type", "seconds:"),
+        ({"id": "x", "path": "a.wav", "seconds": True}, "wrong_type", "seconds:"),
+        ({"id": "x", "path": "a.wav", "seconds": -1}, "wrong_type", "seconds: a length in seconds is expected, not -1"),
+        ({"id": "x", "path": "a.wav", "seconds": float("nan")}, "wrong_type", "seconds:"),
+        ({"id": "x", "path": "a.wav", "seconds": float("inf")}, "wrong_type", "seconds:"),
+        ({"id": "x", "path": "a.wav", "seconds": 10**400}, "wrong_type", "seconds:"),
         ({"id": "good", "path": "a.wav"}, "duplicate_id", "already taken by {manifest}:1"),
         ({"id": "x", "path": "gone.wav"}, "missing_file", "gone.wav"),
         ({"id": "x", "path": "."}, "missing_file", "path:"),
@@ -177,6 +182,17 @@ def test_a_split_is_training_by_whichever_of_its_names_and_what_is_unknown_is_to
     assert figures["unknown_splits"] == ["gold: 2", "XL: 1", "trainable: 1"]
     said = capsys.readouterr().err
     assert "4 recordings are held out" in said and "'gold', 'XL', 'trainable'" in said
+
+
+def test_paths_of_a_manifest_that_is_named_from_here_are_whole(tmp_path, monkeypatch):
+    """Workers have another working directory."""
+    tone(tmp_path / "in/sounds/a.wav")
+    jsonl(tmp_path / "in/m.jsonl", {"id": "a", "path": "sounds/a.wav"}, {"id": "b", "path": "gone.wav"})
+    monkeypatch.chdir(tmp_path)
+    for uri in ("in/m.jsonl", "./in/../in/m.jsonl"):
+        found = read_manifests([uri])
+        assert [row["path"] for row in found.rows] == [str(tmp_path / "in/sounds/a.wav")]
+        assert found.problems[0].source == f"{uri}:2" and str(tmp_path / "in/gone.wav") in found.problems[0].detail
 
 
 def test_too_many_bad_rows_stop_the_job_and_show_the_first(tmp_path):

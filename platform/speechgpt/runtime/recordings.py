@@ -26,7 +26,7 @@ from speechgpt.runtime.config import CorpusSection
 from speechgpt.runtime.corpora import reading
 from speechgpt.runtime.corpora.names import split_of
 from speechgpt.runtime.corpora.outcome import Found, ManifestError, Problem, Row
-from speechgpt.runtime.files import StoreError, joined, open_binary, read_bytes
+from speechgpt.runtime.files import StoreError, absolute, joined, open_binary, read_bytes
 from speechgpt.runtime.patience import patiently
 
 UTTERANCE_SCHEMA = pa.schema(
@@ -55,6 +55,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 """Half a character: JSON can spell it, and Python has it for the bytes of a file's name that are no UTF-8."""
 _HELD_OUT_SHARE = 0.1
 """Of the recordings whose manifest names no split, drawn by id: so that real speech is measured unheard."""
+_FOREVER = 1e9
+"""Seconds: thirty years."""
 _READERS = 16
 _LARGEST_HELD = 64 << 20
 """Bytes of a sound file that is read at once; a larger one is read in pieces, and its header a second time."""
@@ -149,7 +151,7 @@ def _all(uris: Sequence[str], corpora: Sequence[CorpusSection]) -> Iterator[Foun
 def _located(manifest: str, row: Outcome) -> Outcome:
     if isinstance(row, Problem) or not isinstance(row.get("path"), str) or not row["path"]:
         return row
-    return {**row, "path": joined(posixpath.dirname(manifest), row["path"])}
+    return {**row, "path": joined(posixpath.dirname(absolute(manifest)), row["path"])}
 
 
 def same_sound(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
@@ -215,11 +217,16 @@ def _check(where: str, row: dict[str, Any], first_seen: dict[str, str]) -> Probl
     if not isinstance(row.get("stranger"), bool | None):
         return Problem(where, "wrong_type", f"stranger: true or false is expected, not {row['stranger']!r}")
     seconds = row.get("seconds")
-    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0):
+    if seconds is not None and not _is_length(seconds):
         return Problem(where, "wrong_type", f"seconds: a length in seconds is expected, not {seconds!r}")
     if row["id"] in first_seen:
         return Problem(where, "duplicate_id", f"id {row['id']!r} is already taken by {first_seen[row['id']]}")
     return None
+
+
+def _is_length(seconds: Any) -> bool:
+    """Whether shards can be planned by it: with NaN among them every sum is NaN, and no budget is ever spent."""
+    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < _FOREVER
 
 
 def _complete(row: Row, facts: SoundFacts) -> Row:
