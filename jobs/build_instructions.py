@@ -5,7 +5,8 @@ Reads `units/`, the recipe's world, `instructions.text_instructions`, `instructi
 `instructions/rows.parquet` (a directory: one part a shard of units, one a range of a published file or of question
 sets, one for what is text alone), `instructions/refused.parquet` (the ids of what no row was made from, and why),
 `instructions/questions.parquet` and `instructions/report.json`.
-Held-out questions and stranger voices stay out of the rows.
+Held-out clips and stranger voices stay out of the rows; the report counts them, so that each clip of `units/` is in one
+of its `clips`.
 
 What travels through Ray are names of shards and ranges of lines: a task reads its own and writes its rows itself,
 under a name that says where they are from, so that a job that was killed goes on where it was and ends in the same
@@ -44,6 +45,8 @@ REFUSED_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "kind", "
 _TALLY = b"tally"
 """Metadata of a part that says what it holds and what was refused: a killed job need not count again."""
 _UNREADABLE = "unreadable"
+_CLIP = "clip: "
+"""What the refusals of whole clips are counted under."""
 _REFUSED_QUESTIONS = "questions-refused.parquet"
 """A part without rows, whose tally says what was refused of the question sets before any row was made."""
 
@@ -61,10 +64,13 @@ def run(context: Context) -> dict[str, Any]:
     for file in recipe.instructions.text_instructions:
         written += read_instructions(file)
     sets = question_sets.read(recipe)
-    parts = _own_parts(context, written, sets) + _question_parts(context, sets) + _published_parts(context)
+    own = _own_parts(context, written, sets)
+    parts = own + _question_parts(context, sets) + _published_parts(context)
 
     tallies = [tally_of(workspace, f"{ROWS}/{part}") for part in parts]
     report = total(tallies)
+    if recipe.instructions.own:
+        report["clips"] = _clips(total(tallies[: len(own)]))
     if recipe.instructions.own and not report["rows"].get("transcribe"):
         raise JobError(
             f"{workspace.uri}: no clip in units/ is for training and has a text, so there is nothing to learn from"
@@ -77,7 +83,7 @@ def run(context: Context) -> dict[str, Any]:
         report["questions"] = sets.counts
     workspace.write_table(QUESTIONS, pa.Table.from_pylist([asdict(question) for question in questions]))
     workspace.write_json(REPORT, report)
-    figures = {"rows": report["rows"], "refused": report["refused"]}
+    figures = {key: report[key] for key in ("clips", "rows", "refused") if key in report}
     refused = [REFUSED] if workspace.exists(REFUSED) else []
     return {"figures": figures, "outputs": [ROWS, *refused, QUESTIONS, REPORT]}
 
@@ -234,7 +240,16 @@ def spoken_answers(workspace: "Workspace", voice: str) -> dict[str, tuple[int, .
 
 
 def is_for_training(clip: Mapping[str, Any]) -> bool:
-    return clip["split"] == "train" and not clip["stranger"]
+    return left_out(clip) is None
+
+
+def left_out(clip: Mapping[str, Any]) -> str | None:
+    """Why a clip of the units table is not learnt from: `stranger`, `held_out` or `no_units`; None if it is."""
+    if clip["stranger"]:
+        return "stranger"
+    if clip["split"] != "train":
+        return "held_out"
+    return None if clip["units"] else "no_units"
 
 
 def speaks(clip: Mapping[str, Any], voice: str) -> bool:
@@ -290,6 +305,15 @@ def tally_of(workspace: "Workspace", part: str) -> dict[str, dict[str, Any]]:
     return json.loads(pq.read_schema(workspace.root(part), filesystem=workspace.fs).metadata[_TALLY])
 
 
+def _clips(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Of the clips in `units/`, those that rows were made from and those that were left out, by reason: each clip once.
+
+    counts: of the parts that were made from clips, in each of which a clip has one row of its units alone.
+    """
+    left = {why.removeprefix(_CLIP): count for why, count in counts["refused"].items() if why.startswith(_CLIP)}
+    return {"used": counts["rows"].get("units", 0), **left}
+
+
 def _lines_of_files(tallies: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """{name in ids: its file, the lines in it that are not blank, those kept and those refused}."""
     files: dict[str, dict[str, Any]] = {}
@@ -336,8 +360,12 @@ def _build_shard(row: dict[str, Any], workspace: "Workspace", shared: Any, voice
 def _rows_of(
     workspace: "Workspace", shard: str, builder: "RowBuilder", voice: str, earlier: Mapping[str, "tuple[Pair, ...]"]
 ) -> "Iterator[Row | Refusal]":
+    from speechgpt.language.instructions import Refusal
+
     for clip in workspace.read_table(shard).to_pylist():
-        if is_for_training(clip) and clip["units"]:
+        if reason := left_out(clip):
+            yield Refusal(clip["utterance_id"], "clip", reason)
+        else:
             yield from builder.of_utterance(utterance(clip, voice, earlier.get(clip["question_id"] or "", ())))
 
 

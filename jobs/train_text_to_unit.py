@@ -57,7 +57,7 @@ def pairs(workspace: "Workspace", recipe: "Recipe") -> "list[Pair]":
     found, only = [], recipe.text_to_unit.speakers == "answer"
     for batch in table.sort_by("utterance_id").to_batches(4096):
         for clip in batch.to_pylist():
-            is_pair = is_for_training(clip) and clip["text"] and clip["units"]
+            is_pair = is_for_training(clip) and clip["text"]
             if is_pair and (not only or speaks(clip, recipe.voices.answer)):
                 found.append(Pair(clip["text"], tuple(clip["units"])))
     if len(found) < _LEAST_PAIRS:

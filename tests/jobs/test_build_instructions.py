@@ -39,6 +39,8 @@ def fill(workspace: Workspace, recipe: Recipe) -> None:
             clip("stranger", train[0].question, "low", [23, 24], answer=train[0].answer, stranger=True),
             clip("marker", "say [ta] now", "high", [4, 5], answer="i do not know"),
             clip("nameless", "", "high", [6, 7]),
+            clip("unsaid", None, "high", [6, 8], split="heldout", stranger=True),
+            clip("void", "say it", "high", []),
         ],
         "units/part-b.parquet": [
             clip(f"a-{n}", answer, voice, [8, 9, 10 + n % 5], role="answer")
@@ -72,10 +74,18 @@ def test_rows_are_built_and_nothing_unheard_gets_in(ray_cluster, tmp_path: Path)
     assert sum(report["rows"].values()) == len(rows)
     assert report["refused"]["transcribe: marker"] == report["refused"]["s2t: marker"] == 1
     assert report["refused"]["s2s: no_answer_speech"] >= 1
-    assert done["figures"] == {"rows": report["rows"], "refused": report["refused"]}
+    assert done["figures"] == {key: report[key] for key in ("clips", "rows", "refused")}
     assert report["examples"]["transcribe: marker"] == ["marker"]
     refused = {(row["source"], row["kind"], row["reason"]) for row in workspace.read_table(REFUSED).to_pylist()}
     assert len(refused) == sum(report["refused"].values()) and ("marker", "s2t", "marker") in refused
+    clips = workspace.read_table("units").num_rows
+    assert report["clips"] == {"used": clips - 4, "held_out": 1, "no_units": 1, "stranger": 2}
+    assert report["clips"]["used"] == report["rows"]["units"]
+    tasks = report["rows"]["transcribe"] + report["rows"]["speak"]
+    assert report["clips"]["used"] == tasks + sum(
+        report["refused"][f"transcribe: {why}"] for why in ("marker", "no_text")
+    )
+    assert {("held-out", "clip", "held_out"), ("nameless", "transcribe", "no_text")} < refused
     split = {row["id"]: row["split"] for row in workspace.read_table(QUESTIONS).to_pylist()}
     assert set(split.values()) == {"train", "heldout"}
     texts = {row["id"].removeprefix("text-") for row in rows if row["kind"] == "text"}

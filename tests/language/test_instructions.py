@@ -59,7 +59,8 @@ def test_only_the_answer_voice_is_spoken_in():
 
 
 def test_a_clip_without_text_gives_its_units_alone():
-    assert [item.kind for item in builder().of_utterance(Utterance("n", (1, 2)))] == ["units"]
+    row, refusal = builder().of_utterance(Utterance("n", (1, 2), " "))
+    assert row.kind == "units" and refusal == Refusal("n", "transcribe", "no_text")
 
 
 def test_long_answers_stay_out_of_chains_but_not_out_of_text():

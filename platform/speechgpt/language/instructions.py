@@ -30,8 +30,9 @@ class Row(NamedTuple):
 class Refusal(NamedTuple):
     """Something that no row was made from.
 
-    reason: `marker`, `long_answer`, `no_answer_speech`, `unspoken` (a text that no units came of), of a published row
-    what `interop.instruction_rows` lists, of a question set's what `language.question_filter` does.
+    reason: `marker`, `long_answer`, `no_answer_speech`, `no_text` (a clip that gives its units alone), `unspoken` (a
+    text that no units came of), of a whole clip why it is not learnt from, of a published row what
+    `interop.instruction_rows` lists, of a question set's what `language.question_filter` does.
     detail: where it is, and what is wrong with it, for people; never what it says.
     """
 
@@ -97,6 +98,8 @@ class RowBuilder:
         yield Row(f"units-{clip.id}", "units", "", write([Speech(clip.units)]), clip.category, "train")
         text = clip.text.strip()
         if not text:
+            # Or `speak`: it would be one of them.
+            yield Refusal(clip.id, "transcribe", "no_text")
             return
         draw = self._draw(f"cross-modal-{clip.id}")
         if clip.is_answer_voice and draw.random() >= self.section.transcribe_probability:
