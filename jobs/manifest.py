@@ -40,6 +40,7 @@ PROMPT_SCHEMA = pa.schema(
         "answer": pa.string(),
         "split": pa.string(),
         "stranger": pa.bool_(),
+        "language": pa.string(),
     }
 )
 _QUARANTINE = "quarantine/manifest.parquet"
@@ -186,8 +187,8 @@ def prompts_of(recipe: Recipe) -> pa.Table:
     # A world cut short is asked as much less of what it does not know.
     outside = spread(made.outside(), len(questions) // _QUESTIONS_FOR_ONE_OUTSIDE, recipe.seed)
     more = [
-        Question(turn.id, category, turn.question, turn.answer, "train")
-        for turn, category in question_sets.to_speak(recipe)
+        Question(turn.id, talk.category, turn.question, turn.answer, "train", language=language)
+        for turn, talk, language in question_sets.to_speak(recipe)
     ]
     lines = script(
         questions + outside + more,

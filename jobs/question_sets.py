@@ -95,13 +95,18 @@ def check(file: str, section: "QuestionsSection") -> None:
     raise JobError(f"instructions.questions: {file} has no rows")
 
 
-def to_speak(recipe: "Recipe") -> "list[tuple[AskedTurn, str]]":
-    """The turns, each with its category, that the recipe's voices are to speak: none if another way is chosen."""
+def to_speak(recipe: "Recipe") -> "list[tuple[AskedTurn, Conversation, str]]":
+    """The turns that the recipe's voices are to speak, each with its dialogue and language; empty if another way is
+    chosen. A language is the row's own, or else the set's; empty if neither is known."""
     section = recipe.instructions.questions
     if not section.files or section.spoken_by != "voices":
         return []
     longest = recipe.instructions.max_answer_words
-    return [(turn, talk.category) for talk in read(recipe).kept for turn in talk.asked(section.history, longest)]
+    return [
+        (turn, talk, talk.language or section.language or "")
+        for talk in read(recipe).kept
+        for turn in talk.asked(section.history, longest)
+    ]
 
 
 def spoken_sections(recipe: "Recipe") -> tuple[str, ...]:

@@ -101,7 +101,6 @@ class Speaker:
             flac = audio.encode(wave, "flac")
             sound = {
                 "speaker": row["voice"],
-                "language": "en",
                 "seconds": len(wave) / audio.SAMPLE_RATE,
                 "sha256": hashlib.sha256(flac).hexdigest(),
                 "audio": flac,

@@ -14,6 +14,7 @@ from jobs import build_instructions, manifest, question_sets, train_text_to_unit
 from jobs.build_instructions import REFUSED, REPORT, ROWS
 from jobs.pipeline import steps
 from jobs.shell import JobError, execute
+from jobs.synthesize import Speaker
 from speechgpt.language.prompts import Exchange, read_row
 from speechgpt.language.scratch import train_tokenizer
 from speechgpt.language.text_to_unit import TextToUnit, TokenizerText
@@ -136,6 +137,33 @@ def test_the_model_is_made_only_where_it_speaks(question_set: Path):
 def exchanges(workspace: Workspace) -> dict[str, list[Exchange]]:
     rows = workspace.read_table(ROWS).to_pylist()
     return {row["id"]: read_row("paper", row["plain_text"]) for row in rows if row["kind"] != "units"}
+
+
+@pytest.mark.parametrize(
+    ("of_set", "expected"),
+    [("de", {"1": "de", "2": "de-at"}), (None, {"1": "", "2": "de-at", "3": "fr"})],
+)
+def test_a_clip_is_in_the_language_of_its_row_or_of_its_set(tmp_path: Path, monkeypatch, of_set, expected):
+    """Without Ray: the actor is handed its prompts."""
+    rows = [
+        {"question": "Wer macht den Honig?", "answer": "Das sind die Bienen."},
+        {"question": "Wo ist der Honig?", "answer": "Er ist in dem Glas.", "language": "de_AT"},
+        {"question": "Qui fait le miel?", "answer": "Ce sont les abeilles.", "language": "fr"},
+    ]
+    (tmp_path / "bees.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe = recipe_of(tmp_path / "bees.jsonl", language=of_set)
+    prompts = manifest.prompts_of(recipe).sort_by("id")
+    workspace = Workspace(tmp_path / "run")
+    monkeypatch.setattr("ray.get", lambda reference: reference)
+    speaker = Speaker(workspace, prompts, recipe)
+    for first in range(0, len(prompts), 250):
+        speaker({"first": first, "file": f"speech/part-{first}.parquet"})
+    spoken = workspace.read_table("speech").to_pylist()
+    languages = {row["text"]: row["language"] for row in spoken}
+    asked = {row["question"]: expected.get(str(n)) for n, row in enumerate(rows, 1)}
+    answered = {row["answer"]: expected.get(str(n)) for n, row in enumerate(rows, 1)}
+    assert {text: languages.pop(text, None) for text in (*asked, *answered)} == asked | answered
+    assert set(languages.values()) == {"en"}, "the world's"
 
 
 @pytest.mark.ray

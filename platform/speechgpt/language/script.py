@@ -39,6 +39,8 @@ class Prompt:
     answer: str
     split: Literal["train", "heldout"]
     stranger: bool
+    language: str = "en"
+    """Empty if it is not known."""
 
 
 def script(
@@ -100,15 +102,16 @@ def _question(question: Question, voice: str, stranger: bool) -> Prompt:
         answer=question.answer,
         split=question.split,
         stranger=stranger,
+        language=question.language,
     )
 
 
 def _answers(questions: Iterable[Question], voice: str) -> list[Prompt]:
-    """One prompt for each different answer; its category is that of the first question that has it."""
+    """One prompt for each different answer; its category and language are those of the first question with it."""
     first: dict[str, Question] = {}
     for question in questions:
         first.setdefault(question.answer, question)
-    return [_spoken("answer", text, voice, question.category) for text, question in first.items()]
+    return [_spoken("answer", text, voice, asked.category, asked.language) for text, asked in first.items()]
 
 
 def _readings(texts: Sequence[str], twice: Sequence[str], voices: VoicesSection, seed: int) -> list[Prompt]:
@@ -122,6 +125,6 @@ def _readings(texts: Sequence[str], twice: Sequence[str], voices: VoicesSection,
     return prompts
 
 
-def _spoken(role: Role, text: str, voice: str, category: str) -> Prompt:
+def _spoken(role: Role, text: str, voice: str, category: str, language: str = "en") -> Prompt:
     name = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return Prompt(f"{role}-{name}-{voice}", text, voice, role, category, "", "", "train", stranger=False)
+    return Prompt(f"{role}-{name}-{voice}", text, voice, role, category, "", "", "train", False, language)

@@ -37,6 +37,8 @@ class Question:
     answer: str
     split: Split
     fact: str = ""
+    language: str = "en"
+    """As its row or its set says; empty if neither does. Worlds are English."""
 
 
 class NumbersSource(Section):
