@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import ApiError
-from serve.events import DONE, chat_events, slices, told_of_faults, words
+from serve.events import DONE, chat_events, slices, told_of_faults
 from serve.metrics import merge
 from serve.pacing import FEWEST, MOST, Pacing
 from serve.prompting import Reply, Words
@@ -20,12 +20,17 @@ from serve.service import Kept, LiveAnswer, LivePiece
 from serve.subtitles import srt, vtt
 from serve.vocoder import at_speed
 from serve.voice import Sound
+from serve.wire import Reading
 
 HEAD = {"id": "chatcmpl-1", "created": 1, "model": "tiny"}
 
 
 def reply(text: str) -> Reply:
     return Reply("two plus three", text, [1, 2], True, "stop", 10, 5, 4, 2)
+
+
+def reading(reply: Reply) -> Reading:
+    return Reading(question_transcript=reply.transcript, well_formed=reply.well_formed)
 
 
 def chunks_of(*pieces: LivePiece, audio_id: str | None = None, usage: bool = False) -> list[dict]:
@@ -37,7 +42,8 @@ def chunks_of(*pieces: LivePiece, audio_id: str | None = None, usage: bool = Fal
 
     async def read() -> list[str]:
         told = (lambda reply: {"total_tokens": reply.audio_tokens}) if usage else None
-        return [line async for line in told_of_faults(chat_events(HEAD, LiveAnswer(audio_id, live()), told))]
+        events = chat_events(HEAD, LiveAnswer(audio_id, live()), told, reading)
+        return [line async for line in told_of_faults(events)]
 
     *lines, done = asyncio.run(read())
     assert done == DONE and all(line.startswith("data: ") and line.endswith("\n\n") for line in lines)
@@ -60,7 +66,7 @@ def test_a_spoken_answer_as_events() -> None:
     assert body[0]["id"] == "chatcmpl-1"
     assert usage["choices"] == [] and usage["usage"] == {"total_tokens": 2}
     assert finish["choices"][0] == {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}
-    assert finish["speechgpt"] == {"question_transcript": "two plus three", "well_formed": True}
+    assert finish["speechgpt"] == {"question_transcript": "two plus three", "well_formed": True, "not_followed": []}
     assert [chunk["choices"][0]["delta"] for chunk in body] == [
         {"role": "assistant", "audio": {"id": "audio_1", "transcript": ""}},
         {"speechgpt": {"question_transcript": "two plus"}},
@@ -135,12 +141,6 @@ def test_pieces_grow_and_lose_nothing(given_units: list[list[int]]) -> None:
     # Who gives one by one gets the same pieces.
     single = Pacing(25)
     assert [piece for unit in everything for piece in single.push([unit])] == pieces
-
-
-@settings(deadline=None)
-@given(st.text())
-def test_words_join_to_the_text(text: str) -> None:
-    assert "".join(words(text)) == text
 
 
 @settings(deadline=None)
