@@ -192,7 +192,7 @@ def aws_files(recipe: Recipe, release: Release, region: str, output: Path) -> di
     files = {
         "cluster.yaml": _yaml([training_cluster(release, recipe.resources, region)]),
         "serving.yaml": _yaml([serving]),
-        "serve.yaml": _yaml([serve_config(_application(recipe, source), recipe.serving)]),
+        "serve.yaml": _yaml([serve_config(_arguments(recipe, source), recipe.serving)]),
     }
     return files | ({"recipe.yaml": release.recipe_yaml} if release.recipe_yaml is not None else {})
 
@@ -209,21 +209,17 @@ def kuberay_files(recipe: Recipe, release: Release, workspace: str, jobs: list[s
     shared = {
         "guards.yaml": _yaml(guards(release, serving.port)),
         "redis.yaml": _yaml(redis(release)),
-        "rayservice.yaml": _yaml(ray_service(release, _application(recipe, source), resources, serving)),
+        "rayservice.yaml": _yaml(ray_service(release, _arguments(recipe, source), resources, serving)),
     }
     files["raycluster.yaml"] = _yaml(ray_cluster(release, resources))
     # A RayJob is created anew for each run, and a standing cluster only by who wants one.
     return files | shared | {"kustomization.yaml": _yaml([kustomization(list(shared))])}
 
 
-def _application(recipe: Recipe, source: str) -> dict[str, Any]:
+def _arguments(recipe: Recipe, source: str) -> dict[str, Any]:
+    """Of the builders in serve/app.py."""
     model = recipe.tracking.registered_model or f"speechgpt-{recipe.name}"
-    return {
-        "name": "speechgpt",
-        "import_path": "serve.app:build",
-        "route_prefix": "/",
-        "args": {"bundle": f"models:/{model}@champion", "recipe": source},
-    }
+    return {"bundle": f"models:/{model}@champion", "recipe": source}
 
 
 def _ends_as(code: int) -> None:

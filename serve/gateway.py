@@ -13,12 +13,12 @@ from typing import Annotated, Any, NamedTuple
 from fastapi import FastAPI, Form
 from fastapi.exceptions import RequestValidationError
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from serve import visits, wire
+from serve.bundles import ENCODER, LANGUAGE_MODEL, VOCODER
 from serve.errors import ApiError, from_http, from_validation
 from serve.events import (
     chat_events,
@@ -34,7 +34,7 @@ from serve.limits import Counting, SharedLimits
 from serve.memory import SharedMemory
 from serve.meters import Meters
 from serve.metrics import collect, exporters
-from serve.pipeline import Pipeline, ServedPipeline
+from serve.pipeline import ServedPipeline
 from serve.prompting import Reply
 from serve.readiness import Readiness
 from serve.realtime.places import Places, told_to_stop
@@ -69,29 +69,19 @@ class Access(NamedTuple):
 class Settings:
     """What a gateway was made with; with the same again, Serve changes its `user_config` and restarts nothing.
 
-    version: of its deployment. whole: it serves a bundle of its own application.
+    version: of its deployment.
     """
 
     serving: ServingSection
     generation: GenerationSection
     key_hash: str | None
     version: str
-    whole: bool
 
 
 @serve.ingress()
 class Gateway:
-    def __init__(
-        self,
-        serving: ServingSection,
-        generation: GenerationSection,
-        key_hash: str | None,
-        encoder: DeploymentHandle | None = None,
-        language: DeploymentHandle | None = None,
-        vocoder: DeploymentHandle | None = None,
-    ) -> None:
-        """The handles are given where the bundle belongs to the gateway's own application; else the application that
-        `user_config` names has it. key_hash: see `keys.hash_key`; without it and `serving.keys` everybody is let in.
+    def __init__(self, serving: ServingSection, generation: GenerationSection, key_hash: str | None) -> None:
+        """key_hash: see `keys.hash_key`; without it and `serving.keys` everybody is let in.
 
         Raises KeysError."""
         self._serving = serving
@@ -100,9 +90,6 @@ class Gateway:
         self._access: Access | None = None
         if key_hash or serving.keys:
             self._access = Access(KeyRing(serving.keys, key_hash, serving.keys_refresh_seconds), SharedLimits())
-        self._own: Pipeline | None = None
-        if encoder and language and vocoder:
-            self._own = ServedPipeline(encoder, language, vocoder, serving.retry_after_seconds)
         self._memory = SharedMemory(serving.memory_seconds, serving.memory_answers)
         self._meters = Meters()
         self._places = _places(serving, told_to_stop, self._meters)
@@ -112,8 +99,7 @@ class Gateway:
 
     async def reconfigure(self, target: Target) -> None:
         self._switch.turn(target)
-        own = serve.get_replica_context().app_name
-        self._readiness = Readiness({own, target["serving"]["application"] or own})
+        self._readiness = Readiness({serve.get_replica_context().app_name, target["serving"]["application"]})
         self._target = target
         self._reporter.follow(target["watch"])
 
@@ -124,13 +110,15 @@ class Gateway:
     def settings(self) -> Settings:
         """Of this replica's deployment."""
         version = serve.get_replica_context().code_version or ""
-        return Settings(self._serving, self._generation, self._key_hash, version, self._own is not None)
+        return Settings(self._serving, self._generation, self._key_hash, version)
 
     def _service(self, name: str, route: Route) -> Service:
-        application = route["application"]
-        pipeline = ServedPipeline.of(application, self._serving.retry_after_seconds) if application else self._own
-        if pipeline is None:
-            raise RuntimeError("user_config names no application, and the gateway's own has no bundle")
+        # Unchecked: a config file's bundle may come up after the gateway.
+        encoder, language, vocoder = (
+            serve.get_deployment_handle(part, route["application"], _check_exists=False)
+            for part in (ENCODER, LANGUAGE_MODEL, VOCODER)
+        )
+        pipeline = ServedPipeline(encoder, language, vocoder, self._serving.retry_after_seconds)
         served = Served(name, route["digest"], route["created"], tuple(route["adapters"]))
         tallied = Tallied(pipeline, route["digest"], self._tally, self._meters)
         return Service(served, tallied, self._memory, self._serving, self._generation)

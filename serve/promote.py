@@ -37,7 +37,7 @@ def join(address: str) -> None:
 
 def has_service() -> bool:
     """Whether this cluster has a gateway."""
-    from serve.rollout import gateway_application
+    from serve.records import gateway_application
 
     return gateway_application() is not None
 
@@ -69,7 +69,11 @@ def roll_out(
         cluster.source = source
         new = app.route(source, app.application_name(source))
         promotion = Promotion(cluster, alias, terms, cluster.serving.longest_visit_seconds, say)
-        return {"bundle_digest": source.digest, **promotion.perform(new).told()}
+        try:
+            promoted = promotion.perform(new)
+        finally:
+            cluster.restate()
+        return {"bundle_digest": source.digest, **promoted.told()}
 
 
 def abort(alias: Alias, say: Callable[[str], None]) -> dict[str, Any]:
@@ -79,6 +83,7 @@ def abort(alias: Alias, say: Callable[[str], None]) -> dict[str, Any]:
     with alone() as reports:
         cluster = _cluster(reports, 0)
         Promotion(cluster, alias, Terms(), cluster.serving.longest_visit_seconds, say).abort()
+        cluster.restate()
         return _told(cluster.target(), cluster.applications())
 
 
@@ -86,7 +91,8 @@ def state() -> dict[str, Any]:
     """Which bundle serves, which is on trial with what share, and which applications of bundles there are."""
     from ray import serve
 
-    from serve.rollout import GATEWAY, bundle_applications
+    from serve.records import GATEWAY
+    from serve.rollout import bundle_applications
 
     target = serve.get_deployment_handle(GATEWAY, _gateway()).target.remote().result()
     return _told(target, bundle_applications())
@@ -99,7 +105,7 @@ def _cluster(reports: Any, deploy_seconds: float) -> "ServedCluster":
 
 
 def _gateway() -> str:
-    from serve.rollout import gateway_application
+    from serve.records import gateway_application
 
     if gateway := gateway_application():
         return gateway

@@ -169,26 +169,23 @@ class Promotion:
 
     def _clear(self, keep: Iterable[Route]) -> None:
         """Remove every bundle that no request can come to any more, once those that came have gone."""
-        kept = {route["application"] for route in keep}
-        for application in sorted(self.cluster.applications() - kept):
+        kept = {route["application"]: route["digest"] for route in keep}
+        for application in sorted(self.cluster.applications() - {*kept}):
             if not self.cluster.target()["watch"]:
                 self._turn(self.cluster.target())
-            self._drain(application)
+            self._drain(application, {*kept.values()})
             self.cluster.remove(application)
 
-    def _drain(self, application: str) -> None:
+    def _drain(self, application: str, kept: set[str]) -> None:
+        """Wait until nothing is left of any bundle but those with the digests `kept`: not every application is called
+        after its bundle."""
         until = self.clock() + self.drain_seconds
         while self.clock() < until:
             figures = self.cluster.figures()
-            if not any(part.ongoing for digest, part in figures.items() if names(application, digest)):
+            if not any(part.ongoing for digest, part in figures.items() if digest not in kept):
                 return
             self.sleep(LOOK_SECONDS)
         self.say(f"{application} still had work after {self.drain_seconds:g} s")
-
-
-def names(application: str, digest: str) -> bool:
-    """Whether it is the application of the bundle with this digest."""
-    return application.endswith(digest[:12])
 
 
 def short(route: Route) -> str:

@@ -5,6 +5,8 @@ import time
 from ray import serve
 from ray.serve.schema import ReplicaState
 
+from serve import records
+
 _CACHE_SECONDS = 1.0
 
 
@@ -27,7 +29,7 @@ class Readiness:
 
     def _look(self) -> list[str]:
         found = serve.status().applications
-        missing = sorted(self._applications - set(found))
+        missing = sorted(self._applications - {application for application, _ in records.deployments()})
         for application in sorted(self._applications & set(found)):
             for name, deployment in found[application].deployments.items():
                 if not deployment.replica_states.get(ReplicaState.RUNNING):

@@ -14,25 +14,18 @@ from serve import app, records
 from serve.bundles import ENCODER, LANGUAGE_MODEL, VOCODER, Source
 from serve.gateway import Settings
 from serve.promotion import PromotionError
+from serve.records import GATEWAY
 from serve.reports import ACTOR, Reports
 from serve.shared import NAMESPACE
 from serve.switch import Route, Target
 from serve.tally import Figures
 from speechgpt.runtime.config import ServingSection
 
-GATEWAY = "Gateway"
-"""Name of the gateway's deployment, in whatever application."""
 _LOOK_SECONDS = 0.5
 _PATIENCE_SECONDS = 20.0
 """Within which Ray has forgotten a promotion that was killed."""
 _TURN_SECONDS = 300.0
 """Within which every gateway replica must go by a new target."""
-
-
-def gateway_application() -> str | None:
-    """The application of this cluster's gateway."""
-    found = serve.status().applications
-    return next((name for name, status in sorted(found.items()) if GATEWAY in status.deployments), None)
 
 
 def bundle_applications() -> set[str]:
@@ -62,20 +55,15 @@ def alone() -> Iterator[Any]:
 
 class ServedCluster:
     def __init__(self, gateway: str, reports: Any, deploy_seconds: float) -> None:
-        """gateway: its application. deploy_seconds: within which a bundle must be warm. Raises PromotionError for a
-        service whose bundle cannot be exchanged."""
+        """gateway: its application. deploy_seconds: within which a bundle must be warm."""
         self._name = gateway
         self._gateway = serve.get_deployment_handle(GATEWAY, gateway)
         self._reports = reports
         self._deploy_seconds = deploy_seconds
         self.settings: Settings = self._gateway.settings.remote().result()
         self._runtime_env = _runtime_env(gateway)
+        self._stated = self.target().get("stated")
         self.source: Source | None = None
-        if self.settings.whole:
-            raise PromotionError(
-                f"the application {gateway} has gateway and bundle in one, as `serve.app:build` makes it; start the "
-                "service by `speechgpt serve` to exchange its bundle while it runs, or deploy the application anew"
-            )
 
     @property
     def serving(self) -> ServingSection:
@@ -87,6 +75,8 @@ class ServedCluster:
     def turn(self, target: Target) -> None:
         # Before the replicas hear of it, so that no report comes too early.
         ray.get(self._reports.expect.remote(target["watch"]))
+        if self._stated:
+            target = {**target, "stated": self._stated}
         gateway = app.same_gateway(self.settings, self._runtime_env, target)
         serve.run(gateway, name=self._name, route_prefix="/")
         until = time.monotonic() + _TURN_SECONDS
@@ -120,6 +110,23 @@ class ServedCluster:
         # It is ordered then, and goes on by itself.
         with suppress(TimeoutError):
             serve.delete(application)
+
+    def restate(self) -> None:
+        """After the last turn. Of a config file that the service was deployed from, Serve keeps what is still there.
+
+        What a promotion does to such a service, it does beside that file. Serve would take up the file by itself when
+        its controller is started anew, and KubeRay when it finds nothing of it left: now the gateway belongs to it
+        again, as it is, and a bundle that is gone does not any more."""
+        stated, found = records.stated(), serve.status().applications
+        if self._name not in stated:
+            return
+        there = {name for name, status in found.items() if status.status != ApplicationStatus.DELETING}
+        records.state([config for name, config in stated.items() if name in there])
+        until = time.monotonic() + _TURN_SECONDS
+        while serve.status().applications[self._name].status != ApplicationStatus.RUNNING:
+            if time.monotonic() > until:
+                raise PromotionError(f"{self._name} serves on, but Serve could not build it again: see `serve status`")
+            time.sleep(_LOOK_SECONDS)
 
     def figures(self) -> dict[str, Figures]:
         until = time.monotonic() + _TURN_SECONDS

@@ -15,12 +15,6 @@ if TYPE_CHECKING:
     from speechgpt.runtime.config import ServingSection
 
 GATEWAY = "gateway"
-_EDGE = {
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.edge:proxy_middlewares",
-    # Three times so long may a proxy take to come up; Ray's 5 seconds are too few on a machine that is busy or cold.
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
-}
-"""Environment of Ray's proxies, and of the controller that starts them."""
 
 
 class ServeError(RuntimeError):
@@ -103,8 +97,8 @@ def start(source: "Source", chosen: "Recipe") -> None:
     from ray import serve
 
     from serve import app, traces
-    from serve.edge import MAX_BODY_VARIABLE
     from serve.vllm_engine import VllmMissingError, check_installed
+    from speechgpt.runtime import proxies
     from speechgpt.runtime.cluster import connect
 
     serving = chosen.serving
@@ -117,18 +111,13 @@ def start(source: "Source", chosen: "Recipe") -> None:
         tracing = traces.configured(serving.traces)
     except traces.ExporterMissingError as error:
         raise ServeError(str(error)) from None
-    environment = {
-        **_EDGE,
-        **traces.environment(serving.traces),
-        MAX_BODY_VARIABLE: str(serving.max_body_bytes),
-    }
     connect(chosen.resources)
     if GATEWAY not in serve.status().applications:
         # What a service that came to an unclean end has left.
         _remove_bundles(but=app.application_name(source))
     serve.start(
         http_options={"host": serving.host, "port": serving.port, "request_timeout_s": serving.request_timeout_seconds},
-        controller_options={"runtime_env": {"env_vars": environment}},
+        controller_options={"runtime_env": {"env_vars": proxies.environment(serving)}},
         tracing_config=tracing,
     )
     try:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from serve import visits
 from serve.service import Service
@@ -13,7 +13,7 @@ _STEP = (5**0.5 - 1) / 2
 
 
 class Route(TypedDict):
-    """A bundle and who serves it. application: "" is the gateway's own. created: Unix seconds. adapters: names."""
+    """A bundle and the application that serves it. created: Unix seconds. adapters: names."""
 
     application: str
     digest: str
@@ -21,11 +21,19 @@ class Route(TypedDict):
     adapters: list[str]
 
 
+class Stated(TypedDict):
+    """bundle: as a Serve config file words it. address: what that was when it was first deployed, an alias' version."""
+
+    bundle: str
+    address: str
+
+
 class Target(TypedDict):
     """The gateway's `user_config`. Changing it restarts no replica.
 
     name: what clients call the model, whichever bundle answers. canary: a bundle on trial beside `serving`, with
     `share` of the requests. watch: what the promotion that looks on calls this state of things; "" if there is none.
+    stated: by the config file that the gateway was deployed from, if it was.
     """
 
     name: str
@@ -33,6 +41,7 @@ class Target(TypedDict):
     canary: Route | None
     share: float
     watch: str
+    stated: NotRequired[Stated]
 
 
 def settled(name: str, route: Route, watch: str = "") -> Target:

@@ -4,7 +4,7 @@ with `request_id` on each; they hold nothing of what was said."""
 import importlib.util
 from typing import TYPE_CHECKING
 
-from serve.edge import TRACE_SHARE_VARIABLE
+from speechgpt.runtime import proxies
 from speechgpt.runtime.config import TracesSection
 
 if TYPE_CHECKING:
@@ -16,10 +16,6 @@ class ExporterMissingError(RuntimeError):
     """The OTLP exporter is not installed; the message says how to get it."""
 
 
-_FILES = "ray.serve._private.tracing_utils:default_tracing_exporter"
-"""What Ray takes where nothing else is named."""
-
-
 def configured(section: TracesSection) -> "TracingConfig":
     """As `serve.start` takes it. Raises ExporterMissingError."""
     from ray.serve.schema import TracingConfig
@@ -28,22 +24,8 @@ def configured(section: TracesSection) -> "TracingConfig":
         raise ExporterMissingError(
             "serving.traces.export is otlp, whose exporter is not installed: pip install 'speechgpt-ray[otlp]'"
         )
-    return TracingConfig(enabled=section.share > 0, exporter_import_path=_path(section), sampling_ratio=section.share)
-
-
-def environment(section: TracesSection) -> dict[str, str]:
-    """Of Ray's proxies, which are told of no configuration."""
-    if not section.share:
-        return {}
-    return {
-        "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": _path(section),
-        "RAY_SERVE_TRACING_SAMPLING_RATIO": str(section.share),
-        TRACE_SHARE_VARIABLE: str(section.share),
-    }
-
-
-def _path(section: TracesSection) -> str:
-    return f"{__name__}:{to_collector.__name__}" if section.export == "otlp" else _FILES
+    path = proxies.exporter(section)
+    return TracingConfig(enabled=section.share > 0, exporter_import_path=path, sampling_ratio=section.share)
 
 
 def to_collector() -> "list[SpanProcessor]":

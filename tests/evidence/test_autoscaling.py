@@ -136,7 +136,9 @@ def test_the_pools_grow_with_the_steps_and_shrink_after_them(cloud: Cloud, recor
     deployed = time.time()
     done = cloud.run("serve", "deploy", str(cloud.scratch / "serve.yaml"), "--address", ADDRESS)
     assert done.returncode == 0, done.stderr
-    wait_until(lambda: "status: RUNNING" in cloud.run("serve", "status", "-a", ADDRESS).stdout, 900, "no service")
+    # Gateway and bundle.
+    up = "    status: RUNNING"
+    wait_until(lambda: cloud.run("serve", "status", "-a", ADDRESS).stdout.count(up) == 2, 900, "no service")
     steps["serving"] = (deployed, time.time())
     serving = cloud.nodes()
     assert serving.get("cpu", 0) >= 1, serving

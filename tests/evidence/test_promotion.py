@@ -24,7 +24,7 @@ from promotion_load import Load, load
 from serve import app, promote, run
 from serve.bundles import find
 from serve.promotion import PromotionError
-from serve.rollout import GATEWAY
+from serve.records import GATEWAY
 from serve.verdict import Terms
 from speechgpt.recipe import Recipe
 from speechgpt.runtime import bundle

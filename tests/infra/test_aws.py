@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from jobs import ray_up
 from jobs.cluster import main
+from serve import traces
 from speechgpt import recipe
-from speechgpt.runtime import aws_account
+from speechgpt.runtime import aws_account, proxies
 from speechgpt.runtime.aws_cluster import HEAD_PROFILE, NODE_PROFILE
 
 ACCOUNT = "123456789012"
@@ -68,16 +69,29 @@ def test_serving_nodes_are_on_demand_and_never_fewer_than_the_replicas_need(tmp_
         assert "SPEECHGPT_API_KEY:?" in files["serving.yaml"][commands][-1], "no key, no service"
     from ray.serve.schema import ServeDeploySchema
 
-    assert ServeDeploySchema.model_validate(files["serve.yaml"]).applications[0].import_path == "serve.app:build"
+    applications = ServeDeploySchema.model_validate(files["serve.yaml"]).applications
+    assert [application.import_path for application in applications] == [
+        "serve.app:build_gateway",
+        "serve.app:build_bundle",
+    ]
+
+
+def test_what_proxies_must_know_is_in_the_environment_of_every_serving_node(tmp_path: Path) -> None:
+    files = render(tmp_path, "--set", "serving.traces={share: 0.5, export: otlp}", "--set", "serving.port=9001")
+    chosen = recipe.load("nano", ("serving.traces={share: 0.5, export: otlp}",))
+    told = {f"--env {name}={value}" for name, value in proxies.environment(chosen.serving).items()}
+    assert told <= {*files["serving.yaml"]["docker"]["run_options"]}
+    assert not told & {*files["cluster.yaml"]["docker"]["run_options"]}
+    assert files["serve.yaml"]["tracing_config"] == traces.configured(chosen.serving.traces).model_dump()
 
 
 def test_a_recipe_that_the_image_lacks_is_mounted_where_the_service_reads_it(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("extends: tiny\nname: mine\n")
     files = render(tmp_path / "out", "--recipe", str(mine))
-    [application] = files["serve.yaml"]["applications"]
-    sent = files["serving.yaml"]["file_mounts"][application["args"]["recipe"]]
-    assert recipe.load(sent) == recipe.load(mine)
+    for application in files["serve.yaml"]["applications"]:
+        sent = files["serving.yaml"]["file_mounts"][application["args"]["recipe"]]
+        assert recipe.load(sent) == recipe.load(mine)
 
 
 @pytest.mark.parametrize("file", ["cluster.yaml", "serving.yaml"])

@@ -249,14 +249,18 @@ def test_kustomize_builds_what_is_named(tmp_path: Path) -> None:
 def test_the_service_is_one_that_serve_can_start(tmp_path: Path) -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    from serve import app, edge
+    from serve import app, edge, run
 
     manifest = render(tmp_path, "kuberay", "--set", "serving.port=9001")["rayservice.yaml"][-1]
     config = ServeDeploySchema.model_validate(yaml.safe_load(manifest["spec"]["serveConfigV2"]))
-    [application] = config.applications
-    module, builder = application.import_path.split(":")
-    assert (module, callable(getattr(app, builder))) == ("serve.app", True)
-    assert app.Arguments(**application.args).bundle == "models:/speechgpt-nano@champion"
+    assert config.tracing_config is None, "the recipe asks for none"
+    stated = [(application.name, application.route_prefix) for application in config.applications]
+    assert stated == [(run.GATEWAY, "/"), (app.STATED, None)]
+    assert app.STATED.startswith(app.BUNDLES), "a promotion finds it"
+    for application in config.applications:
+        module, builder = application.import_path.split(":")
+        assert (module, callable(getattr(app, builder))) == ("serve.app", True)
+        assert app.Arguments(**application.args).bundle == "models:/speechgpt-nano@champion"
     [container] = pool(manifest["spec"]["rayClusterConfig"], "cpu")["template"]["spec"]["containers"]
     assert config.http_options.port == 9001
     assert {"name": "serve", "containerPort": 9001} in container["ports"]
@@ -266,6 +270,21 @@ def test_the_service_is_one_that_serve_can_start(tmp_path: Path) -> None:
     assert callable(getattr(edge, callback.removeprefix("serve.edge:")))
     assert environment[edge.MAX_BODY_VARIABLE]["value"] == str(15 << 20)
     assert environment[app.KEY_VARIABLE]["valueFrom"]["secretKeyRef"]["key"] == app.KEY_VARIABLE
+
+
+def test_traces_that_the_recipe_asks_for_take_effect_on_every_node(tmp_path: Path) -> None:
+    from serve import edge, traces
+
+    wanted = "serving.traces={share: 0.25, export: otlp}"
+    manifest = render(tmp_path, "kuberay", "--set", wanted)["rayservice.yaml"][-1]
+    section = recipe.load("nano", (wanted,)).serving.traces
+    config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    assert config["tracing_config"] == traces.configured(section).model_dump()
+    for pod in pods_of(manifest["spec"]["rayClusterConfig"]):
+        told = {entry["name"]: entry.get("value") for entry in pod["spec"]["containers"][0]["env"]}
+        # Ray's proxies, and replicas that start after the controller has forgotten its configuration.
+        assert told["RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH"] == config["tracing_config"]["exporter_import_path"]
+        assert told["RAY_SERVE_TRACING_SAMPLING_RATIO"] == told[edge.TRACE_SHARE_VARIABLE] == "0.25"
 
 
 def test_a_recipe_that_the_image_lacks_goes_along(tmp_path: Path) -> None:

@@ -134,6 +134,13 @@ def test_a_good_bundle_takes_all_by_and_by() -> None:
     assert not world.sessions, "what began on the old one was finished"
 
 
+def test_what_began_on_a_bundle_that_a_config_file_named_is_finished_too() -> None:
+    stated: Route = {**OLD, "application": "bundle-stated"}
+    world = World(apps={"bundle-stated"}, at=settled("tiny", stated), sessions={OLD["digest"]: 15})
+    promotion(world).perform(NEW)
+    assert settled_on(world, NEW) and not world.sessions
+
+
 def test_one_without_an_adapter_that_clients_ask_for_is_not_tried() -> None:
     world = World()
     world.at = settled("tiny", {**OLD, "adapters": ["pirate", "polite"]})

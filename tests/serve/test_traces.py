@@ -12,9 +12,11 @@ from ray._common.utils import import_attr
 from ray.serve._private import tracing_utils
 
 from serve import traces
+from serve.edge import TRACE_SHARE_VARIABLE
 from serve.run import ServeError, start
 from speechgpt import recipe
-from speechgpt.runtime.config import TracesSection
+from speechgpt.runtime import proxies
+from speechgpt.runtime.config import ServingSection, TracesSection
 
 
 @pytest.fixture
@@ -53,16 +55,16 @@ def test_spans_come_to_a_collector(collector: list[ExportTraceServiceRequest]) -
 
 def test_nothing_is_traced_unless_asked() -> None:
     assert not traces.configured(TracesSection()).enabled
-    assert traces.environment(TracesSection()) == {}
+    assert TRACE_SHARE_VARIABLE not in proxies.environment(ServingSection())
 
 
 def test_proxies_and_replicas_write_the_same_files() -> None:
     section = TracesSection(share=0.25)
     path = traces.configured(section).exporter_import_path
     assert import_attr(path) is tracing_utils.default_tracing_exporter
-    told = traces.environment(section)
+    told = proxies.environment(ServingSection(traces=section))
     assert told["RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH"] == path
-    assert told["RAY_SERVE_TRACING_SAMPLING_RATIO"] == "0.25"
+    assert told["RAY_SERVE_TRACING_SAMPLING_RATIO"] == told[TRACE_SHARE_VARIABLE] == "0.25"
 
 
 def test_a_missing_exporter_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:

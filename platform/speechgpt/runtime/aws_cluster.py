@@ -5,8 +5,9 @@ takes them on demand, so that no caller waits for a machine that was taken away.
 training off idle serving nodes, and because a service should outlive an experiment.
 """
 
+from speechgpt.runtime import proxies
 from speechgpt.runtime.config import ResourcesSection, ServingSection
-from speechgpt.runtime.manifests import API_KEY, MAX_BODY, PROXY_CALLBACK, Manifest, Release, serving_nodes
+from speechgpt.runtime.manifests import API_KEY, Manifest, Release, serving_nodes
 
 HEAD_PROFILE, NODE_PROFILE = "speechgpt-head", "speechgpt-node"
 """Instance profiles; aws_account.py makes them."""
@@ -45,8 +46,8 @@ def serving_cluster(release: Release, resources: ResourcesSection, serving: Serv
     read = f"set -a; . {ENVIRONMENT_FILE}; set +a; : ${{{API_KEY}:?is missing in {ENVIRONMENT_FILE}}}; "
     for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
         cluster[commands][-1] = read + cluster[commands][-1]
-    cluster["docker"]["run_options"].append(f"--env RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH={PROXY_CALLBACK}")
-    cluster["docker"]["run_options"].append(f"--env {MAX_BODY}={serving.max_body_bytes}")
+    told = proxies.environment(serving)
+    cluster["docker"]["run_options"] += [f"--env {name}={value}" for name, value in told.items()]
     return cluster
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from speechgpt.runtime import proxies
 from speechgpt.runtime.config import DeploymentSection, NodeSection, PoolSection, ResourcesSection, ServingSection
 
 Manifest = dict[str, Any]
@@ -25,10 +26,9 @@ CREDENTIALS_SECRET = "speechgpt-credentials"
 REDIS_SECRET = "speechgpt-redis"
 """Kubernetes secret with the `password` of the Redis that outlives a head."""
 RECIPE_PATH = "/etc/speechgpt/recipe.yaml"
+STATED = "bundle-stated"
+"""The application of the bundle that a Serve config states; named after no digest, for nobody knows it yet."""
 API_KEY = "SPEECHGPT_API_KEY"
-PROXY_CALLBACK = "serve.edge:proxy_middlewares"
-MAX_BODY = "SPEECHGPT_MAX_BODY_BYTES"
-"""Refuses oversized bodies before Serve reads them; named, not imported: the serving code stands above this room."""
 DRAIN_SECONDS = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 """How long a node that was told to end lets its replicas finish, before Ray ends its processes; Ray's own is 30."""
 DASHBOARD_PORT, METRICS_PORT = 8265, 8080
@@ -153,9 +153,9 @@ def ray_job(
 
 
 def ray_service(
-    release: Release, application: Manifest, resources: ResourcesSection, serving: ServingSection
+    release: Release, arguments: Manifest, resources: ResourcesSection, serving: ServingSection
 ) -> list[Manifest]:
-    """A RayService with one Serve `application` (`name, import_path, route_prefix, args`).
+    """A RayService of the gateway and a bundle. arguments: see `serve_config`.
 
     It keeps as many CPU and GPU nodes as the least number of replicas needs, does not start without an API key in
     CREDENTIALS_SECRET, and answers while its head is away (its state is in Redis).
@@ -170,15 +170,14 @@ def ray_service(
         # The proxy of a node without replicas is down, and traffic must not go there.
         ready={"path": "/-/healthz", "port": serving.port},
         environment=[
-            {"name": "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "value": PROXY_CALLBACK},
-            {"name": MAX_BODY, "value": str(serving.max_body_bytes)},
+            *({"name": name, "value": value} for name, value in proxies.environment(serving).items()),
             {"name": API_KEY, "valueFrom": {"secretKeyRef": {"name": CREDENTIALS_SECRET, "key": API_KEY}}},
             {"name": DRAIN_SECONDS, "value": str(longest_request)},
         ],
         farewell_seconds=longest_request + _NOTICE_SECONDS,
     )
     spec = {
-        "serveConfigV2": yaml.safe_dump(serve_config(application, serving), sort_keys=False),
+        "serveConfigV2": yaml.safe_dump(serve_config(arguments, serving), sort_keys=False),
         "excludeHeadPodFromServeSvc": True,
         "rayClusterConfig": _cluster(release, resources, cpu_nodes, worker, gpu_nodes)
         | _outlives_its_head(release, "service"),
@@ -186,8 +185,14 @@ def ray_service(
     return [*_recipe(release), _resource("RayService", release, spec)]
 
 
-def serve_config(application: Manifest, serving: ServingSection) -> Manifest:
-    """What `serve deploy` takes, and KubeRay hands on."""
+def serve_config(arguments: Manifest, serving: ServingSection) -> Manifest:
+    """What `serve deploy` takes, and KubeRay hands on. arguments: of the builders in serve/app.py.
+
+    Two applications, so that a promotion can exchange the bundle's under the gateway.
+    """
+    traces = serving.traces
+    tracing = {"enabled": True, "exporter_import_path": proxies.exporter(traces), "sampling_ratio": traces.share}
+    applications = [("gateway", "serve.app:build_gateway", "/"), (STATED, "serve.app:build_bundle", None)]
     return {
         "proxy_location": "EveryNode",
         "http_options": {
@@ -195,7 +200,11 @@ def serve_config(application: Manifest, serving: ServingSection) -> Manifest:
             "port": serving.port,
             "request_timeout_s": serving.request_timeout_seconds,
         },
-        "applications": [application],
+        **({"tracing_config": tracing} if traces.share else {}),
+        "applications": [
+            {"name": name, "import_path": path, "route_prefix": prefix, "args": dict(arguments)}
+            for name, path, prefix in applications
+        ],
     }
 
 
