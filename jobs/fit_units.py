@@ -3,18 +3,20 @@
 Reads `speech/`, the recordings and `encoder/`. Writes `encoder/kmeans.safetensors` and `reports/units.json`: inertia
 and its course (a curve in MLflow), dead units, how evenly the units are used, and units a second.
 
-Frames lie on the disks of the nodes that made them, and each pass brings only sums to the driver, so that memory is
-that of one batch however many frames there are (4 x dimensions bytes a frame on disk: 3 GB a million of HuBERT Base's).
+Frames lie in the object stores of the nodes that made them, which put on disk what they cannot hold, and each pass
+brings only sums to the driver, so that memory is that of a few groups however many frames there are (4 x dimensions
+bytes a frame on disk: 3 GB a million of HuBERT Base's). Frames of a lost node are made again elsewhere, by Ray. Groups
+are formed, and their sums added, in one order, whoever works on them: the same seed gives the same bytes.
 """
 
 import hashlib
-import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from importlib import resources
 from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import pyarrow.parquet as pq
 
@@ -31,10 +33,13 @@ _KMEANS = "encoder/kmeans.safetensors"
 _REPORT = "reports/units.json"
 _SHIPPED = "package:bundles/nano/encoder/kmeans.safetensors"
 _FRAMES_A_SECOND = 50
-_TASK_SECONDS = 60.0
-"""Sound that one task turns into frames."""
-_AHEAD = 2
-"""Tasks that an actor knows of: it never waits, and a corpus is not a list of pending tasks."""
+_GROUP_SECONDS = 300.0
+"""Sound that one task turns into frames. A pass brings the sums of each group to the driver, so they must be far fewer
+bytes than its frames: a fifth with 1000 units."""
+
+
+_Kept: TypeAlias = "tuple[np.ndarray, np.ndarray]"
+"""Of a group: its frames, float32 [frames, dimensions], and how many each clip has, int64 [clips]."""
 
 
 class Clip(NamedTuple):
@@ -47,12 +52,21 @@ class Clip(NamedTuple):
     seconds: float
 
 
+class _Group(NamedTuple):
+    """Frames of one group of clips, in the object store of the node that made them."""
+
+    clips: Any
+    """Reference of the clips: it must be there for Ray to make the frames of a lost node again."""
+    kept: Any
+    """Reference of the frames and of the clips' lengths, as `Featurizer.heard` returns them."""
+    frames: int
+    """How many there are."""
+
+
 def run(context: Context) -> dict[str, Any]:
     import numpy as np
     import ray
 
-    from jobs.shards import runs
-    from speechgpt.runtime import cluster
     from speechgpt.speech import codebook
 
     recipe, workspace = context.recipe, context.workspace
@@ -62,30 +76,9 @@ def run(context: Context) -> dict[str, Any]:
         raise JobError(
             f"{workspace.uri}: no training clip in speech/ or manifest/utterances.parquet; run manifest and synthesize"
         )
-    groups = [clips[first : first + count] for first, count in runs([c.seconds for c in clips], _TASK_SECONDS)]
-    cluster.connect(recipe.resources)
-    pool = recipe.resources.tokenisation
-    actor: Any = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus)(Featurizer)
-    # A group's frames stay with the actor of its number, so that sums are formed in the same order each time.
-    actors = [actor.remote(workspace, recipe) for _ in range(min(pool.max_actors, len(groups)))]
-    queues = [iter(range(first, len(groups), len(actors))) for first in range(len(actors))]
-    counts: dict[int, int] = {}
-    waiting: dict[Any, tuple[int, int]] = {}
-
-    def send(place: int) -> None:
-        if (group := next(queues[place], None)) is not None:
-            waiting[actors[place].keep.remote(group, groups[group])] = place, group
-
-    with context.progress.count("frames of the codebook", len(groups), "batches") as counter:
-        for place in [*range(len(actors))] * _AHEAD:
-            send(place)
-        while waiting:
-            (done, *_), _ = ray.wait([*waiting], num_returns=1)
-            place, group = waiting.pop(done)
-            counts[group] = ray.get(done)
-            counter.advance()
-            send(place)
-    limits = _within([counts[n] for n in range(len(groups))], recipe.codebook.frames)
+    groups = [group for group in _heard(context, clips) if group.frames]
+    if not groups:
+        raise JobError(f"{workspace.uri}: none of the {len(clips)} training clips drawn can be decoded")
     report: dict[str, Any] = {}
     if recipe.codebook.init == "shipped":
         book = codebook.Codebook.load(str(resources.files("speechgpt") / "bundles" / "nano" / "encoder"))
@@ -96,14 +89,12 @@ def run(context: Context) -> dict[str, Any]:
                 f"codebook.clusters: {recipe.codebook.clusters}, but {recipe.codebook.init} has {book.clusters} units"
             )
     else:
-        context.progress.say(f"fitting {recipe.codebook.clusters} units on {sum(limits)} frames of {len(clips)} clips")
-        book, report = _fit(context, actors, limits)
+        context.progress.say(f"fitting {recipe.codebook.clusters} units on frames of {len(clips)} clips")
+        book, report = _fit(context, groups)
         for number, inertia in enumerate(report["inertia_course"]):
             context.run.log_metrics({"inertia": inertia}, step=number)
-    used = ray.get([each.use.remote(book.centroids.numpy()) for each in actors])
-    ray.get([each.forget.remote() for each in actors])
-    for worker in actors:
-        ray.kill(worker)
+    shared = ray.put(book.centroids.numpy())
+    used = _each(_use, [(group.kept, shared) for group in groups])
     report |= summary(np.sum([counts for counts, _ in used], axis=0), sum(runs for _, runs in used))
     report |= {"clips": len(clips), "speakers": len({clip.speaker for clip in clips})}
     with tempfile.TemporaryDirectory() as folder:
@@ -112,8 +103,49 @@ def run(context: Context) -> dict[str, Any]:
     return {"figures": {k: v for k, v in report.items() if not isinstance(v, list)}, "outputs": [_KMEANS, _REPORT]}
 
 
-def _fit(context: Context, actors: list[Any], limits: list[int]) -> tuple["Codebook", dict[str, Any]]:
-    """k-means over the frames that the actors keep. limits: how many of each group's frames take part."""
+def _heard(context: Context, clips: list[Clip]) -> list[_Group]:
+    """Groups of the clips, in order, with their frames; any number of the actors that are wanted is enough for it.
+
+    Not by Ray Data's pool of actors: it forgets what they were made with, so that Ray could not start one again later,
+    when a node is lost with frames that passes need.
+    """
+    import ray
+
+    from jobs.shards import runs
+    from speechgpt.runtime import cluster
+
+    recipe = context.recipe
+    cluster.connect(recipe.resources)
+    bounds = runs([clip.seconds for clip in clips], _GROUP_SECONDS)
+    groups = [_Group(ray.put(clips[first : first + count]), None, 0) for first, count in bounds]
+    pool = recipe.resources.tokenisation
+    actor: Any = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_restarts=-1, max_task_retries=-1)(Featurizer)
+    actors = [actor.remote(context.workspace, recipe) for _ in range(min(pool.max_actors, len(groups)))]
+    # One that the cluster has no room for is never ready, and the others do its work.
+    busy: dict[Any, tuple[Any, int | None]] = {each.ready.remote(): (each, None) for each in actors}
+    del actors
+    todo = iter(range(len(groups)))
+    with context.progress.count("frames of the codebook", len(groups), "groups") as counter:
+        while counter.done < len(groups):
+            (found, *_), _ = ray.wait([*busy], num_returns=1)
+            each, done = busy.pop(found)
+            frames = ray.get(found)
+            if done is not None:
+                groups[done] = groups[done]._replace(frames=frames)
+                counter.advance()
+            if (number := next(todo, None)) is not None:
+                kept, counted = each.heard.options(num_returns=2).remote(groups[number].clips)
+                groups[number] = groups[number]._replace(kept=kept)
+                busy[counted] = each, number
+            else:
+                # Those for whom nothing is left go: one that lost its node with a group in hand may have their place.
+                busy = {reference: (other, last) for reference, (other, last) in busy.items() if last is not None}
+            del each
+    return groups
+
+
+def _fit(context: Context, groups: list[_Group]) -> tuple["Codebook", dict[str, Any]]:
+    """k-means over the groups' frames."""
     import numpy as np
     import ray
 
@@ -121,23 +153,21 @@ def _fit(context: Context, actors: list[Any], limits: list[int]) -> tuple["Codeb
     from speechgpt.speech.codebook import start_sample
 
     section, seed = context.recipe.codebook, context.recipe.seed
-    total = sum(limits)
-    order = start_sample(total, section.clusters, seed)
+    limits = _within([group.frames for group in groups], section.frames)
+    firsts = np.cumsum([0, *limits])
+    order = start_sample(int(firsts[-1]), section.clusters, seed)
     drawn = np.sort(order)
-    firsts = np.cumsum([0, *limits[:-1]])
-    groups = np.searchsorted(firsts, drawn, side="right") - 1
-    owners = groups % len(actors)
-    asked = [
-        actor.take.remote(groups[owners == number], (drawn - firsts[groups])[owners == number])
-        for number, actor in enumerate(actors)
-    ]
+    parts = np.split(drawn, np.searchsorted(drawn, firsts[1:-1]))
+    asked = [(group.kept, part - first) for group, part, first in zip(groups, parts, firsts[:-1], strict=True)]
     # In the order in which they were drawn: k-means++ then starts where `codebook.fit` would.
-    places = np.concatenate([np.flatnonzero(owners == number) for number in range(len(actors))])
-    sampled = np.concatenate(ray.get(asked))[np.argsort(places)][np.searchsorted(drawn, order)]
+    sampled = np.concatenate(_each(_taken, asked))[np.searchsorted(drawn, order)]
 
     def one_pass(centroids: "np.ndarray") -> kmeans_passes.Partial:
         shared = ray.put(centroids)
-        return kmeans_passes.added(ray.get([each.partial.remote(limits, shared) for each in actors]))
+        calls = [(group.kept, limit, shared) for group, limit in zip(groups, limits, strict=True) if limit]
+        parts = _started(_partial, calls)
+        # One after the other: what a floating-point sum is depends on the order, and the driver holds two at a time.
+        return reduce(lambda total, part: kmeans_passes.added([total, part]), (ray.get(part) for part in parts))
 
     with context.progress.count("passes of k-means", section.iterations, "passes") as counter:
         return kmeans_passes.fit(
@@ -147,6 +177,20 @@ def _fit(context: Context, actors: list[Any], limits: list[int]) -> tuple["Codeb
             float(sampled.var(0).mean()),
             counter.advance,
         )
+
+
+def _started(work: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
+    """References of what `work` gives for each of the calls, in their order. Ray runs a task where its frames lie."""
+    import ray
+
+    task = ray.remote(num_cpus=1)(work)
+    return [task.remote(*call) for call in calls]
+
+
+def _each(work: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
+    import ray
+
+    return list(ray.get(_started(work, calls)))
 
 
 def _within(counts: list[int], most: int) -> list[int]:
@@ -194,13 +238,12 @@ def summary(counts: "np.ndarray", runs: int) -> dict[str, Any]:
 
 
 class Featurizer:
-    """One actor: the encoder's frames of clips, on this node's disk, and what k-means asks about them."""
+    """One actor: the encoder, which turns groups of clips into frames."""
 
     def __init__(self, workspace: "Workspace", recipe: "Recipe") -> None:
         import torch
 
         from speechgpt.speech.hubert import HubertFeatures
-        from speechgpt.training import node_local
 
         torch.set_num_threads(max(1, int(recipe.resources.tokenisation.cpus)))
         self._workspace = workspace
@@ -208,61 +251,20 @@ class Featurizer:
         self._budget = recipe.encoder.batch_seconds
         with workspace.fetch("encoder") as directory:
             self._features = HubertFeatures.load(directory)
-        # If this process is killed, the next one on this node removes it.
-        self._folder = node_local.scratch("frames")
-        self._clips: dict[int, list[int]] = {}
 
-    def keep(self, group: int, clips: list[Clip]) -> int:
-        """Make and keep the frames of a group's clips that can be decoded (`tokenize` reports the others); how many."""
+    def ready(self) -> None:
+        """Answered when the actor is there."""
+
+    def heard(self, clips: list[Clip]) -> tuple[_Kept, int]:
+        """Frames of those clips that can be decoded (`tokenize` reports the others), and how many frames there are."""
         import numpy as np
 
         features = self._heard(clips)
-        self._clips[group] = [len(frames) for frames in features]
-        joined = np.concatenate(features) if features else np.zeros((0, self._features.dimensions), np.float32)
-        np.save(self._file(group), joined)
-        return len(joined)
-
-    def take(self, groups: "np.ndarray", numbers: "np.ndarray") -> "np.ndarray":
-        """Frames by their groups, int [n] in order, and their numbers there, int [n]: float32 [n, dimensions]."""
-        import numpy as np
-
-        found = [np.zeros((0, self._features.dimensions), np.float32)]
-        for group in np.unique(groups):
-            found.append(np.load(self._file(group), mmap_mode="r")[numbers[groups == group]])
-        return np.concatenate(found)
-
-    def partial(self, limits: list[int], centroids: "np.ndarray") -> Any:
-        """This actor's part of a pass. limits: how many of each group's frames take part."""
-        import numpy as np
-
-        from speechgpt.speech import kmeans_passes
-
-        kept = (np.load(self._file(group), mmap_mode="r")[: limits[group]] for group in sorted(self._clips))
-        return kmeans_passes.partial(kept, np.array(centroids))
-
-    def use(self, centroids: "np.ndarray") -> "tuple[np.ndarray, int]":
-        """How often each unit is that of a frame, int [K], and how many merged units the clips have."""
-        import numpy as np
-
-        return _used(
-            centroids,
-            (
-                frames
-                for group, lengths in sorted(self._clips.items())
-                for frames in np.split(np.load(self._file(group)), np.cumsum(lengths)[:-1])
-                if len(frames)
-            ),
-        )
-
-    def forget(self) -> None:
-        """Give the disk back."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _file(self, group: int) -> Path:
-        return self._folder / f"{group}.npy"
+        joined = np.concatenate([np.zeros((0, self._features.dimensions), np.float32), *features])
+        return (joined, np.array([len(frames) for frames in features], np.int64)), len(joined)
 
     def _heard(self, clips: list[Clip]) -> "list[np.ndarray]":
-        """float32 [frames, dimensions] of each clip. clips: in order."""
+        """float32 [frames, dimensions] of each clip that can be decoded. clips: in order."""
         from jobs.shards import decoded
         from speechgpt.speech.encoder import frames_of_each
 
@@ -273,6 +275,30 @@ class Featurizer:
             chosen = table.take([number - rows[0] for number in rows]).to_pylist()
             waves += [wave for _, wave in decoded(chosen, self._longest)]
         return [frames.numpy() for frames in frames_of_each(self._features, waves, self._budget)]
+
+
+def _taken(kept: _Kept, numbers: "np.ndarray") -> "np.ndarray":
+    """A group's frames by their numbers, int [n]: float32 [n, dimensions]."""
+    return kept[0][numbers]
+
+
+def _partial(kept: _Kept, limit: int, centroids: "np.ndarray") -> Any:
+    """A group's part of a pass. limit: how many of its frames take part."""
+    import numpy as np
+    import torch
+
+    from speechgpt.speech import kmeans_passes
+
+    torch.set_num_threads(1)
+    return kmeans_passes.partial([kept[0][:limit]], np.array(centroids))
+
+
+def _use(kept: _Kept, centroids: "np.ndarray") -> "tuple[np.ndarray, int]":
+    """How often each unit is that of a frame, int [K], and how many merged units the group's clips have."""
+    import numpy as np
+
+    frames, lengths = kept
+    return _used(centroids, (np.array(part) for part in np.split(frames, np.cumsum(lengths)[:-1]) if len(part)))
 
 
 def _used(centroids: "np.ndarray", clips: "Iterable[np.ndarray]") -> "tuple[np.ndarray, int]":

@@ -1,17 +1,22 @@
 """Which clips the codebook is fitted on, and what is said about how it is used."""
 
+import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
+import fit_units_driver
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from fit_units_driver import fit
 
 from jobs import fit_units
 from jobs.fit_units import Clip, Featurizer, _used, _within, sample, summary, training_clips
-from jobs.shell import execute
-from speechgpt.recipe import load
+from speechgpt.recipe import Recipe, load
 from speechgpt.runtime.workspace import Workspace
 from speechgpt.speech import audio, codebook, hubert
 from speechgpt.speech.codebook import Codebook
@@ -54,16 +59,8 @@ def test_no_more_frames_take_part_than_asked_for():
     assert _within([], 7) == []
 
 
-@pytest.mark.ray
-def test_a_codebook_is_that_of_scikit_learn_and_the_same_each_time(ray_cluster, run_directory: Path):
-    """Inertia within 1 % on the same frames, two runs the same bytes, on two actors."""
-    recipe = load(
-        "tiny",
-        ("codebook={clusters: 16, frames: 8000, iterations: 20}", "resources.tokenisation={max_actors: 2, cpus: 1}"),
-    )
-    workspace = Workspace(run_directory)
-    for part, job in (("manifest", "manifest"), ("speech", "synthesize"), ("encoder", "train-encoder")):
-        workspace.write_json(f"{part}/_done/{job}.json", {"digest": "made by hand"})
+def corpus(workspace: Workspace, recipe: Recipe) -> None:
+    """40 clips of three seconds by three speakers, one of a fourth that is none, and an untrained encoder."""
     draw = np.random.default_rng(0)
     rows = []
     for number in range(40):
@@ -71,20 +68,60 @@ def test_a_codebook_is_that_of_scikit_learn_and_the_same_each_time(ray_cluster, 
         wave = np.concatenate([0.3 * np.sin(2 * np.pi * hertz * np.arange(2400) / 16_000) for hertz in tones])
         sound = {"audio": audio.encode(wave.astype(np.float32), "flac"), "seconds": 3.0}
         rows.append({"id": f"{number}", "speaker": f"{number % 3}", "split": "train", **sound})
-    rows.append({"id": "bad", "speaker": "0", "split": "train", "audio": b"no sound", "seconds": 3.0})
+    rows.append({"id": "bad", "speaker": "bad", "split": "train", "audio": b"no sound", "seconds": 0.01})
     workspace.write_table("speech/part-a.parquet", pa.Table.from_pylist(rows))
-    with workspace.fetch("encoder") as folder:
+    with workspace.stage("encoder") as folder:
         hubert.save(hubert.scratch(recipe.encoder.architecture, seed=1), folder, layer=2, normalize=True)
-    done = execute(fit_units.JOB, recipe, workspace, json=True)["figures"]
-    assert (done["frames"], done["clips"], done["dead_units"]) == (40 * 149, 41, 0)
+
+
+CODEBOOK = "codebook={clusters: 16, frames: 5901, iterations: 20}"
+
+
+@pytest.mark.ray
+def test_a_codebook_is_that_of_scikit_learn_and_the_same_each_time(ray_cluster, tmp_path: Path, monkeypatch):
+    """Inertia within 1 % on the same frames, two runs the same bytes, whatever the number of actors."""
+    monkeypatch.setattr(fit_units, "_GROUP_SECONDS", 20.0)
+    recipe = load("tiny", (CODEBOOK,))
+    workspace = Workspace(tmp_path)
+    corpus(workspace, recipe)
+    done = fit(workspace, CODEBOOK)
+    assert (done["frames"], done["clips"], done["dead_units"]) == (5901, 41, 0)
     report = workspace.read_json("reports/units.json")
     assert report["inertia_course"][-1] == pytest.approx(report["inertia"], rel=1e-4)
     assert sum(report["shares"]) == pytest.approx(1, abs=1e-6)
     book = workspace.read_bytes("encoder/kmeans.safetensors")
     workspace.delete("encoder/kmeans.safetensors")
-    execute(fit_units.JOB, recipe, workspace, json=True)
+    fit(workspace, CODEBOOK, "resources.tokenisation={max_actors: 1, cpus: 1}")
     assert workspace.read_bytes("encoder/kmeans.safetensors") == book
     drawn = sorted(sample(training_clips(workspace), recipe.codebook.frames, recipe.seed))
-    frames = np.concatenate(Featurizer(workspace, recipe)._heard(drawn))
+    frames = np.concatenate(Featurizer(workspace, recipe)._heard(drawn))[:5901]
     _, theirs = codebook.fit(frames, 16, seed=recipe.seed, iterations=20)
     assert done["inertia"] == pytest.approx(theirs["inertia"], rel=0.01)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_cluster_too_small_for_all_actors_that_loses_nodes_ends_in_the_same_bytes(
+    ray_cluster, tmp_path: Path, monkeypatch
+):
+    """Eight actors are wanted and three fit; one node goes while frames are made, another between two passes."""
+    monkeypatch.setattr(fit_units, "_GROUP_SECONDS", 12.0)
+    recipe = load("tiny", (CODEBOOK,))
+    whole, broken = (Workspace(tmp_path / name) for name in ("whole", "broken"))
+    for workspace in (whole, broken):
+        corpus(workspace, recipe)
+    fit(whole, CODEBOOK)
+    losses = json.dumps({"frames of the codebook": 3, "passes of k-means": 1})
+    wanted = "resources.tokenisation={min_actors: 1, max_actors: 8, cpus: 1}"
+    done = subprocess.run(
+        [sys.executable, fit_units_driver.__file__, broken.uri, "12", losses, CODEBOOK, wanted],
+        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1500,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    for name in ("encoder/kmeans.safetensors", "reports/units.json"):
+        assert broken.read_bytes(name) == whole.read_bytes(name)
