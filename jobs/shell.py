@@ -1,9 +1,9 @@
 """What every job wears: its verb, skipping finished work, resuming a killed attempt, lineage.
 
-A job that has finished leaves a marker with a fingerprint of everything its result depends on: its recipe sections,
-the seed, and the outputs of the jobs it reads. Run again with the same fingerprint it does nothing; with another it
-starts over. A job that was killed left no marker; the next attempt finds the same fingerprint in its `started` file and
-continues from what is there.
+A job that has finished leaves a marker with a fingerprint of everything its result depends on: its recipe sections
+(but for limits, `section.Mark`), the seed, and the outputs of the jobs it reads. Run again with the same fingerprint it
+does nothing; with another it starts over. A job that was killed left no marker; the next attempt finds the same
+fingerprint in its `started` file and continues from what is there.
 """
 
 import atexit
@@ -26,6 +26,7 @@ from speechgpt.runtime.files import absolute, files_under, open_binary
 from speechgpt.runtime.progress import Progress
 from speechgpt.runtime.tracking import Run, Tracking
 from speechgpt.runtime.workspace import Workspace
+from speechgpt.section import content
 
 PARTS = (
     *("manifest", "speech", "encoder", "units", "text2unit", "instructions"),
@@ -318,7 +319,7 @@ def _fingerprint(
 ) -> str:
     contents = {name: _content_digest(name) for name in files}
     contents |= {f"tree {name}": _hash(files_under(absolute(name))) for name in trees}
-    return _hash({"recipe": _chosen(recipe, sections), "inputs": inputs, "files": contents})
+    return _hash({"recipe": _chosen(content(recipe), sections), "inputs": inputs, "files": contents})
 
 
 def _content_digest(name: str) -> str:

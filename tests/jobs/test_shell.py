@@ -14,7 +14,8 @@ import pytest
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from jobs.shell import Context, Job, JobError, command, execute
+from jobs import fit_units, tokenize_speech, train_encoder
+from jobs.shell import Context, Job, JobError, _chosen, _fingerprint, _hash, command, execute
 from speechgpt.recipe import Recipe, RecipeError, load
 from speechgpt.runtime.tracking import Tracking
 from speechgpt.runtime.workspace import Workspace
@@ -120,6 +121,47 @@ def test_a_stopped_job_starts_over_if_the_recipe_changed(recipe: Recipe, workspa
     whole = Work("manifest/utterances")
     execute(writer(whole), load("tiny", ("seed=2",)), workspace, json=True)
     assert whole.counted == 10
+
+
+def test_with_a_higher_limit_a_stopped_job_goes_on_from_what_is_there(recipe: Recipe, workspace: Workspace) -> None:
+    with pytest.raises(JobError):
+        execute(writer(Work("manifest/utterances", stops_at=4)), recipe, workspace, json=True)
+    rest = Work("manifest/utterances")
+    execute(writer(rest), load("tiny", ("data.max_bad_fraction=0.06",)), workspace, json=True)
+    assert rest.counted == 6
+    assert workspace.read_json("manifest/_done/manifest.json")["fingerprint"] == _of(writer(rest), recipe)
+
+
+def _of(job: Job, recipe: Recipe) -> str:
+    sections = job.sections(recipe) if callable(job.sections) else job.sections
+    return _fingerprint(recipe, sections, {}, (), ())
+
+
+SECTIONS = ("data", "encoder", "voices", "engine")
+"""What has limits."""
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.max_bad_fraction=0.06",
+        "encoder.batch_seconds=20",
+        "engine.max_failures=9",
+        "voices.questions.tone={engine: http, service: {url: 'http://x/v1', retries: 9, timeout_seconds: 5}}",
+    ],
+)
+def test_limits_do_not_count_for_any_job_and_all_else_does(override: str) -> None:
+    asked = ("voices.questions.tone={engine: http, service: {url: 'http://x/v1'}}",)
+    limited, plain = load("tiny", (*asked, override)), load("tiny", asked)
+    assert limited != plain
+    for job in (tokenize_speech.JOB, train_encoder.JOB, fit_units.JOB, Job("x", "x", Work("x"), sections=SECTIONS)):
+        assert _of(job, limited) == _of(job, plain)
+        assert _of(job, load("tiny", (*asked, override, "data.max_seconds=20"))) != _of(job, plain)
+
+
+def test_fingerprints_of_workspaces_from_before_there_were_limits_hold(recipe: Recipe) -> None:
+    whole = {"recipe": _chosen(recipe, SECTIONS), "inputs": {}, "files": {}}
+    assert _fingerprint(recipe, SECTIONS, {}, (), ()) == _hash(whole)
 
 
 def test_changing_back_does_not_trust_what_was_removed(recipe: Recipe, workspace: Workspace) -> None:

@@ -1,12 +1,12 @@
 """Recipe sections of the speech room."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from speechgpt.section import Section
+from speechgpt.section import Mark, Section
 
 
 class DataSection(Section):
@@ -20,7 +20,7 @@ class DataSection(Section):
     """Longer recordings go to quarantine, unless `encoder.long` says how to encode them."""
     spoken_text: bool = False
     """Bring transcripts to the form in which word errors are counted: lower case, no punctuation, numbers in words."""
-    max_bad_fraction: float = Field(0.05, ge=0, le=1)
+    max_bad_fraction: Annotated[float, Mark.LIMIT] = Field(0.05, ge=0, le=1)
     """A job stops when more than this share of its input is in quarantine."""
 
 
@@ -29,10 +29,10 @@ class HttpServiceSection(Section):
 
     url: str = Field(pattern=r"^https?://")
     """Up to the version: `https://host/v1`."""
-    key_variable: str = Field("OPENAI_API_KEY", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
+    key_variable: Annotated[str, Mark.LIMIT] = Field("OPENAI_API_KEY", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
     """Environment variable that holds the key, on every machine that asks; empty for a service that wants none."""
-    timeout_seconds: float = Field(60, gt=0)
-    retries: int = Field(6, ge=0)
+    timeout_seconds: Annotated[float, Mark.LIMIT] = Field(60, gt=0)
+    retries: Annotated[int, Mark.LIMIT] = Field(6, ge=0)
     """Further attempts when it is busy (408, 409, 425, 429, 5xx) or cannot be reached, later each time."""
 
     @field_validator("url")
@@ -169,7 +169,7 @@ class EncoderSection(Section):
     """Transformer layer whose output is clustered, 1-based; -1 is the last."""
     architecture: dict = {}
     """HubertConfig fields, for `scratch`."""
-    batch_seconds: float = Field(60.0, gt=0)
+    batch_seconds: Annotated[float, Mark.LIMIT] = Field(60.0, gt=0)
     """Seconds of audio, padding included, in one forward pass."""
     long: LongAudioSection | None = None
     """Lets `tokenize` take clips of any length; without it those longer than `data.max_seconds` go to quarantine. The

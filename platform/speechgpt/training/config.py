@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from speechgpt.section import Section
+from speechgpt.section import Mark, Section
 
 Workers = Annotated[int, Field(ge=1)]
 StageName = Literal["base", "adaptation", "crossmodal", "chain"]
@@ -118,13 +118,13 @@ class EngineSection(Section):
     gradient_checkpointing: bool = False
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
-    max_failures: int = 3
+    max_failures: Annotated[int, Mark.LIMIT] = 3
     """Times that a stage is taken up again after a failed worker; preempted nodes do not count."""
-    collective_timeout_seconds: int = Field(1800, ge=1)
+    collective_timeout_seconds: Annotated[int, Mark.LIMIT] = Field(1800, ge=1)
     """A rank that keeps the others waiting for longer is taken for hung: the workers fail and start again from the
     newest checkpoint. Must cover the longest waits there are: for the first worker to convert a checkpoint for another
     number of them, and for the model to be written."""
-    resize_seconds: float = Field(60, ge=1)
+    resize_seconds: Annotated[float, Mark.LIMIT] = Field(60, ge=1)
     """How often an elastic stage looks whether it could have another number of workers."""
 
     @property
