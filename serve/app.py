@@ -1,5 +1,5 @@
 """What is deployed: a gateway and a bundle, each an application, by builders for Serve config files (`speechgpt cluster
-render`) and for `speechgpt serve`.
+render`) and for `speechgpt serve`; or both as one, for `serve run serve.app:build`.
 
 What a config file states is what a service starts with. From then on promotions say what serves: whenever Serve builds
 the gateway again (a config that is deployed once more, a controller that is new), it goes by what it went by.
@@ -33,13 +33,20 @@ BUNDLES = "bundle-"
 
 
 class Arguments(BaseModel):
-    """Of the builders: `args` in a Serve config."""
+    """Of the builders: `args` in a Serve config, `serve run serve.app:build bundle=nano recipe=nano`."""
 
     model_config = ConfigDict(extra="forbid")
     bundle: str = "nano"
     """A directory, `s3://…`, `models:/name@alias` or a shipped name."""
     recipe: str = "nano"
     """Whose `serving` and `generation` sections hold."""
+
+
+def build(arguments: Arguments) -> Application:
+    """Gateway and bundle as one application, all that `serve run` can name; no promotion changes its bundle."""
+    chosen = recipe.load(arguments.recipe)
+    source = _find(arguments.bundle, chosen)
+    return _gateway(chosen, settled(source.name, route(source, "")), bundle_application(source, chosen.serving))
 
 
 def build_bundle(arguments: Arguments) -> Application:
@@ -133,8 +140,8 @@ def _running(arguments: Arguments) -> Target | None:
     return target if target["serving"]["application"] in there else None
 
 
-def _gateway(chosen: Recipe, target: Target) -> Application:
+def _gateway(chosen: Recipe, target: Target, *bundle: Application) -> Application:
     key = os.environ.get(KEY_VARIABLE)
     gateway = deployment(Gateway, GATEWAY, chosen.serving.gateway, chosen.serving).options(user_config=target)
     serving = chosen.serving.model_copy(update={"keys": keys_address(chosen.serving)})
-    return gateway.bind(serving, chosen.generation, hash_key(key) if key else None)
+    return gateway.bind(serving, chosen.generation, hash_key(key) if key else None, *bundle)

@@ -13,12 +13,12 @@ from typing import Annotated, Any, NamedTuple
 from fastapi import FastAPI, Form
 from fastapi.exceptions import RequestValidationError
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from serve import visits, wire
-from serve.bundles import ENCODER, LANGUAGE_MODEL, VOCODER
 from serve.errors import ApiError, from_http, from_validation
 from serve.events import (
     chat_events,
@@ -80,8 +80,15 @@ class Settings:
 
 @serve.ingress()
 class Gateway:
-    def __init__(self, serving: ServingSection, generation: GenerationSection, key_hash: str | None) -> None:
-        """key_hash: see `keys.hash_key`; without it and `serving.keys` everybody is let in.
+    def __init__(
+        self,
+        serving: ServingSection,
+        generation: GenerationSection,
+        key_hash: str | None,
+        _bundle: DeploymentHandle | None = None,
+    ) -> None:
+        """key_hash: see `keys.hash_key`; without it and `serving.keys` everybody is let in. _bundle: by which one
+        belongs to the gateway's own application.
 
         Raises KeysError."""
         self._serving = serving
@@ -99,7 +106,8 @@ class Gateway:
 
     async def reconfigure(self, target: Target) -> None:
         self._switch.turn(target)
-        self._readiness = Readiness({serve.get_replica_context().app_name, target["serving"]["application"]})
+        own = serve.get_replica_context().app_name
+        self._readiness = Readiness({own, target["serving"]["application"] or own})
         self._target = target
         self._reporter.follow(target["watch"])
 
@@ -113,12 +121,8 @@ class Gateway:
         return Settings(self._serving, self._generation, self._key_hash, version)
 
     def _service(self, name: str, route: Route) -> Service:
-        # Unchecked: a config file's bundle may come up after the gateway.
-        encoder, language, vocoder = (
-            serve.get_deployment_handle(part, route["application"], _check_exists=False)
-            for part in (ENCODER, LANGUAGE_MODEL, VOCODER)
-        )
-        pipeline = ServedPipeline(encoder, language, vocoder, self._serving.retry_after_seconds)
+        application = route["application"] or serve.get_replica_context().app_name
+        pipeline = ServedPipeline.of(application, self._serving.retry_after_seconds)
         served = Served(name, route["digest"], route["created"], tuple(route["adapters"]))
         tallied = Tallied(pipeline, route["digest"], self._tally, self._meters)
         return Service(served, tallied, self._memory, self._serving, self._generation)

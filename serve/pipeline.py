@@ -48,8 +48,11 @@ class ServedPipeline:
 
     @classmethod
     def of(cls, application: str, retry_after: float) -> "ServedPipeline":
-        names = (ENCODER, LANGUAGE_MODEL, VOCODER)
-        encoder, language, vocoder = (serve.get_deployment_handle(name, application) for name in names)
+        # Unchecked: a config file's bundle may come up after the gateway.
+        encoder, language, vocoder = (
+            serve.get_deployment_handle(name, application, _check_exists=False)
+            for name in (ENCODER, LANGUAGE_MODEL, VOCODER)
+        )
         return cls(encoder, language, vocoder, retry_after)
 
     async def hear(self, clip: bytes) -> Heard | Refused:

@@ -55,14 +55,21 @@ def alone() -> Iterator[Any]:
 
 class ServedCluster:
     def __init__(self, gateway: str, reports: Any, deploy_seconds: float) -> None:
-        """gateway: its application. deploy_seconds: within which a bundle must be warm."""
+        """gateway: its application. deploy_seconds: within which a bundle must be warm. Raises PromotionError for a
+        service whose bundle cannot be exchanged."""
         self._name = gateway
         self._gateway = serve.get_deployment_handle(GATEWAY, gateway)
         self._reports = reports
         self._deploy_seconds = deploy_seconds
         self.settings: Settings = self._gateway.settings.remote().result()
         self._runtime_env = _runtime_env(gateway)
-        self._stated = self.target().get("stated")
+        target = self.target()
+        if not target["serving"]["application"]:
+            raise PromotionError(
+                f"the application {gateway} has gateway and bundle in one, as `serve.app:build` makes it; start the "
+                "service by `speechgpt serve` or from a rendered config to exchange its bundle while it runs"
+            )
+        self._stated = target.get("stated")
         self.source: Source | None = None
 
     @property

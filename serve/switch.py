@@ -13,7 +13,7 @@ _STEP = (5**0.5 - 1) / 2
 
 
 class Route(TypedDict):
-    """A bundle and the application that serves it. created: Unix seconds. adapters: names."""
+    """A bundle and the application that serves it, "" for the gateway's own. created: Unix seconds. adapters: names."""
 
     application: str
     digest: str

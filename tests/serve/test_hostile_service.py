@@ -35,7 +35,7 @@ from load import QUESTION
 from serve import run
 from speechgpt.recipe import Recipe
 
-pytestmark = [pytest.mark.ray, pytest.mark.evidence]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 CHAT, SPEECH, TRANSCRIPTIONS = "/v1/chat/completions", "/v1/audio/speech", "/v1/audio/transcriptions"
 DEADLINE = 20.0

@@ -21,7 +21,7 @@ from serve.guard import SUBPROTOCOL
 from serve.keys import Allowance, KeyFile, change, hash_key, new_key
 from speechgpt.recipe import Recipe
 
-pytestmark = [pytest.mark.ray, pytest.mark.evidence]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ALLOWANCES = {
     "free": Allowance(),
@@ -262,7 +262,7 @@ def test_no_log_holds_what_was_sent_or_said(keyed: Keyed, clip: bytes) -> None:
     assert all(len(word) > 8 for word in words)
     secret = {CANARY, spoken[2000:2060], *words}
     for key in keyed.keys.values():
-        secret |= {key, key.rpartition("-")[2], hash_key(key)}
+        secret |= {key, key.split("-", 2)[2], hash_key(key)}
     logs = [file for file in (session_directory() / "logs").rglob("*") if file.is_file()]
     text = {file.relative_to(session_directory()): file.read_bytes() for file in logs}
     leaks = {(str(file), word) for file, content in text.items() for word in secret if word.encode() in content}

@@ -7,7 +7,7 @@ from mixed_load import mixed_load
 
 from speechgpt.recipe import Recipe
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.evidence]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_a_minute_of_mixed_load_leaks_nothing(tiny_bundle: Path, tiny: Recipe, ray_cluster: None, clip: bytes) -> None:

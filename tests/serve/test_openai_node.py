@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from node_environment import openai_modules
 
-pytestmark = [pytest.mark.ray, pytest.mark.evidence]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_the_javascript_client_gets_all_it_asks_for(service_url: str, clip: bytes, tmp_path: Path) -> None:
