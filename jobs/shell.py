@@ -113,7 +113,7 @@ def execute(
     sections = _filled(job.sections(recipe) if callable(job.sections) else job.sections, argument)
     fingerprint = _fingerprint(recipe, sections, inputs, job.files(recipe), job.trees(recipe))
     earlier = workspace.read_json(marker) if workspace.exists(marker) else None
-    if earlier and earlier["fingerprint"] == fingerprint and all(workspace.exists(name) for name in earlier["outputs"]):
+    if earlier and earlier["fingerprint"] == fingerprint and not workspace.missing(earlier["outputs"]):
         progress.say(f"{title}: done already")
         return {**earlier, "skipped": True}
 

@@ -83,6 +83,7 @@ def run(context: Context) -> dict[str, Any]:
     clips = sum(shard.count for shard in shards)
     with ThreadPoolExecutor(_READERS) as readers:
         done = list(readers.map(lambda shard: tally(workspace, shard), [s for s in shards if s.units in there]))
+    bad = sum(t["quarantined"] for t in done)
     with context.progress.count("tokenizing", clips, "clips", done=sum(t["clips"] for t in done)) as counter:
         if missing:
             ray_data.connect(recipe.resources)
@@ -103,9 +104,10 @@ def run(context: Context) -> dict[str, Any]:
             )
             for row in tallies.iter_rows():
                 done.append(row)
+                bad += row["quarantined"]
                 counter.advance(row["clips"])
-                _refuse_too_many(workspace, shards, done, clips, recipe.data.max_bad_fraction)
-    _refuse_too_many(workspace, shards, done, clips, recipe.data.max_bad_fraction)
+                _refuse_too_many(workspace, shards, bad, clips, recipe.data.max_bad_fraction)
+    _refuse_too_many(workspace, shards, bad, clips, recipe.data.max_bad_fraction)
     set_aside = set(workspace.list("quarantine"))
     quarantine = [shard.quarantine for shard in shards if shard.quarantine in set_aside]
     return {"figures": _figures(done), "outputs": ["units", *quarantine]}
@@ -276,14 +278,12 @@ def _from_disk(path: str, draft: Path) -> tuple[Any, str]:
     return audio.decode_onto_disk(local, draft.with_suffix(".f32")), digest
 
 
-def _refuse_too_many(
-    workspace: "Workspace", shards: list[Shard], done: list[dict[str, Any]], clips: int, limit: float
-) -> None:
-    """Raise JobError once more than `limit` of all clips are in quarantine: the rest cannot mend that."""
-    bad = sum(t["quarantined"] for t in done)
+def _refuse_too_many(workspace: "Workspace", shards: list[Shard], bad: int, clips: int, limit: float) -> None:
+    """Raise JobError once more than `limit` of all clips, `bad`, are in quarantine: the rest cannot mend that."""
     if bad <= limit * clips:
         return
-    names = [shard.quarantine for shard in shards if workspace.exists(shard.quarantine)]
+    set_aside = set(workspace.list("quarantine"))
+    names = [shard.quarantine for shard in shards if shard.quarantine in set_aside]
     first = [row for name in names[:_SHOWN_PROBLEMS] for row in workspace.read_table(name).to_pylist()][
         :_SHOWN_PROBLEMS
     ]

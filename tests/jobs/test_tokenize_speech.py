@@ -20,7 +20,7 @@ import torch
 
 from jobs.shards import decoded, plan, runs
 from jobs.shell import Context, JobError
-from jobs.tokenize_speech import UNITS_SCHEMA, Tokenizer, _figures, run
+from jobs.tokenize_speech import UNITS_SCHEMA, Tokenizer, _figures, _refuse_too_many, run
 from speechgpt.recipe import Recipe, load
 from speechgpt.runtime.progress import Progress
 from speechgpt.runtime.recordings import UTTERANCE_SCHEMA, read_manifests
@@ -214,6 +214,23 @@ def test_too_much_bad_sound_stops_the_job_and_names_it(ray_cluster, workspace, t
     with pytest.raises(JobError, match=r"7 of 9 clips.*max_bad_fraction = 0.5") as error:
         tokenize(workspace, load("tiny", ("data.max_bad_fraction=0.5",)))
     assert "silent.wav: silent" in str(error.value)
+
+
+def test_what_is_set_aside_is_found_by_one_listing(workspace, tmp_path, monkeypatch):
+    """However many shards there are: each look at S3 takes its time."""
+    recordings(workspace, *(tmp_path / f"{n}.wav" for n in range(20)))
+    shards = plan(workspace, load("tiny", ("corpora.shard_seconds=1",)))
+    for shard in shards[3:]:
+        row = {"source": shard.name, "reason": "silent", "detail": "x"}
+        workspace.write_table(shard.quarantine, pa.Table.from_pylist([row]))
+    looks = []
+    monkeypatch.setattr(Workspace, "exists", lambda *_: pytest.fail("a look for each shard"))
+    read = Workspace.list
+    monkeypatch.setattr(Workspace, "list", lambda place, rel="": looks.append(rel) or read(place, rel))
+    with pytest.raises(JobError, match=f"17 of 20 clips.*(?s:.*){shards[3].name}: silent"):
+        _refuse_too_many(workspace, shards, 17, 20, 0.5)
+    assert looks.count("quarantine") == 1 and len(looks) <= 1 + 5
+    _refuse_too_many(workspace, shards, 10, 20, 0.5)
 
 
 def test_long_recordings_are_split_over_shards_by_what_they_hold(tmp_path):

@@ -44,6 +44,20 @@ def test_exists_means_this_name_and_no_longer_one(workspace: Workspace) -> None:
     assert workspace.list("units") == []
 
 
+def test_missing_names_are_found_with_one_listing_a_directory(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["units", *(f"quarantine/tokenize-{n}.parquet" for n in range(30)), "models/base", "models/chain", "a/b/c"]
+    for name in ("units/part-0", *names[1:31:2], "quarantine/tokenize-0.parquet.bak", "models/base/deep/x", "a/b/c"):
+        workspace.write_bytes(name, b"x")
+    asked: list[str] = []
+    keys = buckets.keys
+    monkeypatch.setattr(buckets, "keys", lambda address: asked.append(address) or keys(address))
+    assert workspace.missing(names) == {*names[2:31:2], "models/chain"}
+    assert workspace.missing([]) == set()
+    assert len(asked) == (4 if workspace.remote else 0)
+
+
 def test_delete_takes_a_file_or_a_tree_and_nothing_beside_it(workspace: Workspace) -> None:
     for name in ("units/a", "units/deep/b", "units-old/a", "speech/c"):
         workspace.write_bytes(name, b"x")

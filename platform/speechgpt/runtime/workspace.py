@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
@@ -82,6 +82,23 @@ class Workspace:
         if self.remote:
             return buckets.exists(self.root(rel))
         return Path(self.path(rel)).exists()
+
+    def missing(self, names: Iterable[str]) -> set[str]:
+        """Those of the names that do not `exist`; however many there are in one directory, that takes one listing."""
+        if not self.remote:
+            return {name for name in names if not self.exists(name)}
+        absent: set[str] = set()
+        by_folder: dict[str, set[str]] = {}
+        for name in names:
+            by_folder.setdefault(_clean(name).rpartition("/")[0], set()).add(name)
+        for folder, inside in by_folder.items():
+            if not folder or len(inside) == 1:
+                absent |= {name for name in inside if not self.exists(name)}
+                continue
+            depth = folder.count("/") + 2
+            there = {"/".join(file.split("/", depth)[:depth]) for file in self.list(folder)}
+            absent |= {name for name in inside if _clean(name) not in there}
+        return absent
 
     def list(self, rel: str = "") -> list[str]:
         """Every file under `rel` (or the file itself), relative to the workspace, sorted. Empty if there is none."""
