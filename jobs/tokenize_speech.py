@@ -57,6 +57,7 @@ UNITS_SCHEMA = pa.schema(
 )
 PHASES = ("read", "decode", "encode", "write")
 _DECODERS = 4
+"""Threads of an actor that decode, at least: on a GPU as many as it has processors, or it would wait for sound."""
 _READERS = 16
 _SHOWN_PROBLEMS = 5
 
@@ -121,7 +122,9 @@ class Tokenizer:
 
         from speechgpt.speech.encoder import SpeechEncoder
 
-        torch.set_num_threads(max(1, int(recipe.resources.tokenisation.cpus)))
+        cpus = int(recipe.resources.tokenisation.cpus)
+        torch.set_num_threads(max(1, cpus))
+        self._decoders = max(_DECODERS, cpus)
         began = time.perf_counter()
         self._workspace = workspace
         self._encoding = threading.Lock()
@@ -140,7 +143,7 @@ class Tokenizer:
         with clock.counts("read"):
             rows = self._workspace.read_rows(shard.file, shard.first, shard.count).to_pylist()
         with tempfile.TemporaryDirectory(prefix="speechgpt-tokenize-") as folder:
-            with ThreadPoolExecutor(_DECODERS) as pool:
+            with ThreadPoolExecutor(self._decoders) as pool:
                 heard = list(pool.map(lambda clip: _listen(clip, shard.file, self._longest, Path(folder), clock), rows))
             good = [clip for clip in heard if isinstance(clip, _Heard)]
             bad = [clip for clip in heard if not isinstance(clip, _Heard)]
