@@ -11,7 +11,8 @@ are formed, and their sums added, in one order, whoever works on them: the same 
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from importlib import resources
 from itertools import groupby, zip_longest
@@ -36,7 +37,8 @@ _FRAMES_A_SECOND = 50
 _GROUP_SECONDS = 300.0
 """Sound that one task turns into frames. A pass brings the sums of each group to the driver, so they must be far fewer
 bytes than its frames: a fifth with 1000 units."""
-
+_AHEAD = 16
+"""Tasks on groups that are under way, at least."""
 
 _Kept: TypeAlias = "tuple[np.ndarray, np.ndarray]"
 """Of a group: its frames, float32 [frames, dimensions], and how many each clip has, int64 [clips]."""
@@ -94,7 +96,7 @@ def run(context: Context) -> dict[str, Any]:
         for number, inertia in enumerate(report["inertia_course"]):
             context.run.log_metrics({"inertia": inertia}, step=number)
     shared = ray.put(book.centroids.numpy())
-    used = _each(_use, [(group.kept, shared) for group in groups])
+    used = list(_each(_use, [(group.kept, shared) for group in groups]))
     report |= summary(np.sum([counts for counts, _ in used], axis=0), sum(runs for _, runs in used))
     report |= {"clips": len(clips), "speakers": len({clip.speaker for clip in clips})}
     with tempfile.TemporaryDirectory() as folder:
@@ -160,14 +162,13 @@ def _fit(context: Context, groups: list[_Group]) -> tuple["Codebook", dict[str, 
     parts = np.split(drawn, np.searchsorted(drawn, firsts[1:-1]))
     asked = [(group.kept, part - first) for group, part, first in zip(groups, parts, firsts[:-1], strict=True)]
     # In the order in which they were drawn: k-means++ then starts where `codebook.fit` would.
-    sampled = np.concatenate(_each(_taken, asked))[np.searchsorted(drawn, order)]
+    sampled = np.concatenate([*_each(_taken, asked)])[np.searchsorted(drawn, order)]
 
     def one_pass(centroids: "np.ndarray") -> kmeans_passes.Partial:
         shared = ray.put(centroids)
         calls = [(group.kept, limit, shared) for group, limit in zip(groups, limits, strict=True) if limit]
-        parts = _started(_partial, calls)
         # One after the other: what a floating-point sum is depends on the order, and the driver holds two at a time.
-        return reduce(lambda total, part: kmeans_passes.added([total, part]), (ray.get(part) for part in parts))
+        return reduce(lambda total, part: kmeans_passes.added([total, part]), _each(_partial, calls))
 
     with context.progress.count("passes of k-means", section.iterations, "passes") as counter:
         return kmeans_passes.fit(
@@ -179,18 +180,19 @@ def _fit(context: Context, groups: list[_Group]) -> tuple["Codebook", dict[str, 
         )
 
 
-def _started(work: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
-    """References of what `work` gives for each of the calls, in their order. Ray runs a task where its frames lie."""
+def _each(work: Callable[..., Any], calls: list[tuple[Any, ...]]) -> Iterator[Any]:
+    """What `work` gives for each of the calls, in their order. Ray runs a task where its frames lie; enough for all
+    processors are under way, and what they give does not pile up."""
     import ray
 
-    task = ray.remote(num_cpus=1)(work)
-    return [task.remote(*call) for call in calls]
-
-
-def _each(work: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
-    import ray
-
-    return list(ray.get(_started(work, calls)))
+    task, ahead = ray.remote(num_cpus=1)(work), max(_AHEAD, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    waiting: deque[Any] = deque()
+    for call in calls:
+        waiting.append(task.remote(*call))
+        if len(waiting) > ahead:
+            yield ray.get(waiting.popleft())
+    while waiting:
+        yield ray.get(waiting.popleft())
 
 
 def _within(counts: list[int], most: int) -> list[int]:
