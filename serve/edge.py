@@ -16,13 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.errors import FULL_HEADER, ApiError, body_too_large, from_proxy
 from serve.meters import DoorMeters
 from serve.surge import Surge
+from speechgpt.runtime.proxies import MAX_BODY_VARIABLE, TRACE_SHARE_VARIABLE
 
 BUNDLE_HEADER = "x-speechgpt-bundle"
 """Digest of the bundle that answered; on everything that the gateway says."""
-MAX_BODY_VARIABLE = "SPEECHGPT_MAX_BODY_BYTES"
-"""Tells Ray's proxies, which know no recipe, `serving.max_body_bytes`."""
-TRACE_SHARE_VARIABLE = "SPEECHGPT_TRACE_SHARE"
-"""The same of `serving.traces.share`."""
 _DEFAULT_MAX_BODY_BYTES = 15 * 1024 * 1024
 _OVERRIDES = (
     "x-request-timeout-seconds",

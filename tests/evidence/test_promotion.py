@@ -11,14 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 
 import bundle_variants
 import httpx
 import pytest
+from fixtures_of import fixtures_of
 from live_service import alive_actors, until
+from no_registry import NoRegistry
 from promotion_load import Load, load
 
 from serve import app, promote, run
@@ -33,28 +33,11 @@ from speechgpt.runtime.bundle import BundleError
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.evidence, pytest.mark.timeout(3600)]
 
 
-def _fixtures_of(folder: str) -> ModuleType:
-    """The conftest of another folder, which pytest gives to that folder's tests only."""
-    spec = spec_from_file_location(f"{folder}_fixtures", Path(__file__).parents[1] / folder / "conftest.py")
-    assert spec and spec.loader
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_serve = _fixtures_of("serve")
+_serve = fixtures_of("serve")
 tiny, tiny_bundle = _serve.tiny, _serve.tiny_bundle
 
 TERMS = Terms(share=0.3, watch_seconds=10, requests=12, patience_seconds=900)
 DEPLOY_SECONDS = 900
-
-
-class NoRegistry:
-    def move(self, digest: str) -> None:
-        pass
-
-    def leave(self, new: str, old: str) -> None:
-        pass
 
 
 @dataclass

@@ -7,16 +7,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import bundle_variants
 import httpx
 import pytest
 import yaml
+from fixtures_of import fixtures_of
 from live_service import alive_actors, session_directory, until
+from no_registry import NoRegistry
 from promotion_load import Load, load
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from typer.testing import CliRunner
@@ -32,25 +32,8 @@ from speechgpt.runtime.manifests import STATED
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.evidence, pytest.mark.timeout(3600)]
 
 
-def _fixtures_of(folder: str) -> ModuleType:
-    """The conftest of another folder, which pytest gives to that folder's tests only."""
-    spec = spec_from_file_location(f"{folder}_fixtures", Path(__file__).parents[1] / folder / "conftest.py")
-    assert spec and spec.loader
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_serve = _fixtures_of("serve")
+_serve = fixtures_of("serve")
 tiny, tiny_bundle = _serve.tiny, _serve.tiny_bundle
-
-
-class NoRegistry:
-    def move(self, digest: str) -> None:
-        pass
-
-    def leave(self, new: str, old: str) -> None:
-        pass
 
 
 @dataclass

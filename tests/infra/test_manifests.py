@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from jobs.cluster import main
 from speechgpt import recipe
+from speechgpt.runtime import proxies
 from speechgpt.runtime.config import GpuNodeSection, PoolSection, ResourcesSection, ServingSection
 from speechgpt.runtime.manifests import USER_ID, ManifestError, TrainingWorkers, check_demand
 
@@ -268,12 +269,12 @@ def test_the_service_is_one_that_serve_can_start(tmp_path: Path) -> None:
     environment = {variable["name"]: variable for variable in container["env"]}
     callback = environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]["value"]
     assert callable(getattr(edge, callback.removeprefix("serve.edge:")))
-    assert environment[edge.MAX_BODY_VARIABLE]["value"] == str(15 << 20)
+    assert environment[proxies.MAX_BODY_VARIABLE]["value"] == str(15 << 20)
     assert environment[app.KEY_VARIABLE]["valueFrom"]["secretKeyRef"]["key"] == app.KEY_VARIABLE
 
 
 def test_traces_that_the_recipe_asks_for_take_effect_on_every_node(tmp_path: Path) -> None:
-    from serve import edge, traces
+    from serve import traces
 
     wanted = "serving.traces={share: 0.25, export: otlp}"
     manifest = render(tmp_path, "kuberay", "--set", wanted)["rayservice.yaml"][-1]
@@ -284,7 +285,7 @@ def test_traces_that_the_recipe_asks_for_take_effect_on_every_node(tmp_path: Pat
         told = {entry["name"]: entry.get("value") for entry in pod["spec"]["containers"][0]["env"]}
         # Ray's proxies, and replicas that start after the controller has forgotten its configuration.
         assert told["RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH"] == config["tracing_config"]["exporter_import_path"]
-        assert told["RAY_SERVE_TRACING_SAMPLING_RATIO"] == told[edge.TRACE_SHARE_VARIABLE] == "0.25"
+        assert told["RAY_SERVE_TRACING_SAMPLING_RATIO"] == told[proxies.TRACE_SHARE_VARIABLE] == "0.25"
 
 
 def test_a_recipe_that_the_image_lacks_goes_along(tmp_path: Path) -> None:

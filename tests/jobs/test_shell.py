@@ -115,21 +115,17 @@ def test_a_stopped_job_continues(recipe: Recipe, workspace: Workspace) -> None:
     assert [name for name in workspace.list("manifest/_done") if "started" in name] == []
 
 
-def test_a_stopped_job_starts_over_if_the_recipe_changed(recipe: Recipe, workspace: Workspace) -> None:
+@pytest.mark.parametrize(("change", "left"), [("seed=2", 10), ("data.max_bad_fraction=0.06", 6)])
+def test_a_stopped_job_starts_over_if_the_recipe_changed_by_more_than_a_limit(
+    recipe: Recipe, workspace: Workspace, change: str, left: int
+) -> None:
     with pytest.raises(JobError):
         execute(writer(Work("manifest/utterances", stops_at=4)), recipe, workspace, json=True)
-    whole = Work("manifest/utterances")
-    execute(writer(whole), load("tiny", ("seed=2",)), workspace, json=True)
-    assert whole.counted == 10
-
-
-def test_with_a_higher_limit_a_stopped_job_goes_on_from_what_is_there(recipe: Recipe, workspace: Workspace) -> None:
-    with pytest.raises(JobError):
-        execute(writer(Work("manifest/utterances", stops_at=4)), recipe, workspace, json=True)
-    rest = Work("manifest/utterances")
-    execute(writer(rest), load("tiny", ("data.max_bad_fraction=0.06",)), workspace, json=True)
-    assert rest.counted == 6
-    assert workspace.read_json("manifest/_done/manifest.json")["fingerprint"] == _of(writer(rest), recipe)
+    work = Work("manifest/utterances")
+    execute(writer(work), load("tiny", (change,)), workspace, json=True)
+    assert work.counted == left
+    done = workspace.read_json("manifest/_done/manifest.json")["fingerprint"]
+    assert (done == _of(writer(work), recipe)) == (left < 10)
 
 
 def _of(job: Job, recipe: Recipe) -> str:

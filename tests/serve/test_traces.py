@@ -12,7 +12,6 @@ from ray._common.utils import import_attr
 from ray.serve._private import tracing_utils
 
 from serve import traces
-from serve.edge import TRACE_SHARE_VARIABLE
 from serve.run import ServeError, start
 from speechgpt import recipe
 from speechgpt.runtime import proxies
@@ -55,7 +54,7 @@ def test_spans_come_to_a_collector(collector: list[ExportTraceServiceRequest]) -
 
 def test_nothing_is_traced_unless_asked() -> None:
     assert not traces.configured(TracesSection()).enabled
-    assert TRACE_SHARE_VARIABLE not in proxies.environment(ServingSection())
+    assert proxies.TRACE_SHARE_VARIABLE not in proxies.environment(ServingSection())
 
 
 def test_proxies_and_replicas_write_the_same_files() -> None:
@@ -64,7 +63,7 @@ def test_proxies_and_replicas_write_the_same_files() -> None:
     assert import_attr(path) is tracing_utils.default_tracing_exporter
     told = proxies.environment(ServingSection(traces=section))
     assert told["RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH"] == path
-    assert told["RAY_SERVE_TRACING_SAMPLING_RATIO"] == told[TRACE_SHARE_VARIABLE] == "0.25"
+    assert told["RAY_SERVE_TRACING_SAMPLING_RATIO"] == told[proxies.TRACE_SHARE_VARIABLE] == "0.25"
 
 
 def test_a_missing_exporter_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:

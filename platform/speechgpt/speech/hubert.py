@@ -91,7 +91,8 @@ class HubertFeatures:
             features.freeze(precision)
         elif precision == "bfloat16x3" or (precision == "bfloat16" and device.type == "cpu"):
             raise ValueError(f"precision {precision} is for frozen models on CPUs; leave it at float32")
-        features.precision = precision
+        else:
+            features.precision = precision
         return features
 
     def freeze(self, precision: Precision = "float32") -> None:
