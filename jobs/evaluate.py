@@ -317,6 +317,9 @@ def evaluate(
         perform(JOB, None, recipe, workspace, set, json)
         return
     with verb(json) as answer:
+        if report:
+            # Before the work, not after it.
+            report.parent.mkdir(parents=True, exist_ok=True)
         figures, samples = evaluate_bundle(bundle, manifest, workspace, Progress(silent=json))
         if report:
             _write(report, figures, samples, bundle)
@@ -328,7 +331,6 @@ def evaluate(
 def _write(page: Path, figures: dict[str, Any], samples: "list[Sample]", title: str) -> None:
     from speechgpt.evaluation.report import render
 
-    page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(render(figures, samples, title=title, curves={}))
     page.with_suffix(".json").write_text(dumps(figures, indent=2) + "\n")
 

@@ -120,6 +120,8 @@ def main(
         raise typer.BadParameter("--set is for a service that is started here, not for a --url")
     if question and text:
         raise typer.BadParameter("--question is asked, --text is read aloud: one of them")
+    if form != "chain" and text:
+        raise typer.BadParameter("--form is of answers to questions, not of a --text")
     asked = [Asked(text=text)] if text else [Asked(file, form=form) for file in question or questions()]
     plan = Plan(asked, requests, rate, crowd, limit, seed)
     progress = Progress(silent=as_json)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import typer
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
 from serve import bench
 from serve.bench import Asked, BenchError, Listened, arrivals, in_time, listen, questions, summary, table, under
@@ -100,3 +102,18 @@ def test_a_picture_of_both_sides(tmp_path: Path) -> None:
     sides = {"streamed": ours, "baseline": [Listened([(2.0, 1.4)])]}
     draw({"one at a time": sides, "8 at once": sides}, tmp_path / "reports" / "serve.png")
     assert (tmp_path / "reports" / "serve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--text", "two", "--form", "direct"], "--form is of answers to questions"),
+        (["--text", "two", "--question", __file__], "one of them"),
+        (["--url", "http://127.0.0.1:1", "--set", "a=b"], "not for a --url"),
+    ],
+)
+def test_options_that_do_not_go_together(options: list[str], said: str) -> None:
+    app = typer.Typer()
+    app.command()(bench.main)
+    done = CliRunner().invoke(app, options, env={"COLUMNS": "200"})
+    assert done.exit_code == 2 and said in done.output
