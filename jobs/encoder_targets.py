@@ -10,40 +10,43 @@ from jobs.shell import Context, JobError
 
 _SAMPLED_CLIPS = 1500
 """Clips whose frames the teacher's codebook is fitted on."""
-_VALIDATION = 64
-"""Clips kept out of training, at most an eighth, to measure it on."""
+GROUP_ROWS = 32
+"""Clips that are read together."""
 
 
 @dataclass(frozen=True)
 class Labelling:
     """One teacher's listening to the corpus."""
 
-    targets: str
-    """Directory of the workspace for the clips and their units."""
-    codebook: str
-    """File of the workspace for the teacher's codebook."""
+    place: str
+    """Directory of the workspace for all that it makes."""
     clusters: int
     encoder: str = ""
     """Directory of the workspace with a HuBERT that is the teacher; empty: the recipe's `encoder.training.teacher`."""
+
+    @property
+    def targets(self) -> str:
+        """Directory for the clips and their units."""
+        return f"{self.place}/targets"
+
+    @property
+    def codebook(self) -> str:
+        """File for the teacher's codebook."""
+        return f"{self.place}/teacher.safetensors"
+
+    @property
+    def index(self) -> str:
+        """File that lists the pieces of `targets` (`jobs/labelled_clips.py`)."""
+        return f"{self.place}/pieces.parquet"
 
     def file(self, shard: Shard) -> str:
         """Where the clips of a shard go."""
         return f"{self.targets}/{shard.name}.parquet"
 
 
-def shares(count: int, seed: int) -> tuple[Any, Any]:
-    """(training, measuring): numbers of the clips of each, drawn by the seed."""
-    import numpy as np
-
-    order = np.random.default_rng(seed).permutation(count)
-    kept_out = min(_VALIDATION, count // 8)
-    return order[kept_out:], order[:kept_out]
-
-
-def label(context: Context, labelling: Labelling) -> dict[str, Any]:
+def label(context: Context, labelling: Labelling) -> None:
     """Write `labelling.targets`, but for what an attempt that was killed has written."""
     import numpy as np
-    import pyarrow.compute as pc
     import ray
     import ray.data
     from safetensors.numpy import load, save
@@ -98,8 +101,6 @@ def label(context: Context, labelling: Labelling) -> dict[str, Any]:
             )
             for _ in labelled.iter_rows():
                 counter.advance()
-    seconds = pc.sum(workspace.read_table(labelling.targets)["seconds"]).as_py()
-    return {"hours": seconds / 3600, "teacher_clusters": labelling.clusters}
 
 
 def _clips(workspace: Any, shard: Shard, longest: float) -> Iterator[tuple[bytes, Any]]:
@@ -162,7 +163,7 @@ class TeacherLabels:
             targets = self._codebook.assign(frames).numpy().astype("int16")
             rows.append({"audio": flac, "targets": targets, "seconds": len(wave) / SAMPLE_RATE})
         schema = pa.schema({"audio": pa.binary(), "targets": pa.list_(pa.int16()), "seconds": pa.float64()})
-        self._workspace.write_table(self._labelling.file(part), pa.Table.from_pylist(rows, schema))
+        self._workspace.write_table(self._labelling.file(part), pa.Table.from_pylist(rows, schema), GROUP_ROWS)
         return {"clips": len(rows)}
 
 

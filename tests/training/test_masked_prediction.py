@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -7,25 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from learnt_weights import assert_same
+from small_encoder import ARCHITECTURE, steps, under_zero
 
 from speechgpt.speech import hubert
 from speechgpt.speech.config import EncoderTrainingSection, MaskingSection
-from speechgpt.training import checkpoints, engine, masked_prediction
-from speechgpt.training.config import EngineSection, StageSection
-from speechgpt.training.distillation import Clip, batch_plan
+from speechgpt.training import checkpoints, masked_prediction
+from speechgpt.training.hearing import Batch, Clip
 from speechgpt.training.ledger import Ledger
 
-ARCHITECTURE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "conv_dim": (16,) * 7,
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-    "feat_extract_norm": "layer",
-    "conv_bias": True,
-}
 CLASSES = 3
 
 
@@ -67,11 +56,16 @@ def clips() -> list[Clip]:
 
 
 def test_only_hidden_frames_are_asked_about():
-    masked = MaskingSection(start_probability=0.03)
+    section = EncoderTrainingSection(objective="masked", masked=MaskingSection(start_probability=0.03))
     short = clips()[1]._replace(wave=clips()[1].wave[:20_000], targets=clips()[1].targets[:62])
-    batch = masked_prediction.batch_of([clips()[0], short], masked, 3, True)
+    batch = predictor(section).batch([clips()[0], short], 3)
     asked = batch.labels != -100
-    assert asked.any() and (asked == batch.hidden).all() and (batch.labels[asked] < CLASSES).all()
+    assert (
+        asked.any()
+        and batch.hidden is not None
+        and (asked == batch.hidden).all()
+        and (batch.labels[asked] < CLASSES).all()
+    )
 
 
 def predictor(section: EncoderTrainingSection) -> masked_prediction.MaskedPredictor:
@@ -104,13 +98,14 @@ def test_a_batch_is_asked_as_its_clips_are_alone():
     model = predictor(section)
     model.eval()
     heard = [clips()[0], Clip(clips()[1].wave[:25_000], clips()[1].targets[: hubert.frame_count(25_000)])]
-    together = masked_prediction.batch_of(heard, section.masked, 5, True)
+    together = model.batch(heard, 5)
+    assert together.hidden is not None
     alone = [
-        masked_prediction.Batch(
+        Batch(
             torch.from_numpy(np.float32((c.wave - c.wave.mean()) / np.sqrt(c.wave.var() + 1e-5)))[None],
             [len(c.wave)],
-            together.hidden[i : i + 1, : len(c.targets)],
             together.labels[i : i + 1, : len(c.targets)],
+            together.hidden[i : i + 1, : len(c.targets)],
         )
         for i, c in enumerate(heard)
     ]
@@ -120,33 +115,15 @@ def test_a_batch_is_asked_as_its_clips_are_alone():
     assert int(whole.frames) == sum(int(part.frames) for part in parts)
 
 
-def started(section: EncoderTrainingSection):
-    under = EngineSection(workers=1, zero_stage=2)
-    stage = StageSection(mixture={}, steps=section.steps, micro_batch=1, learning_rate=1e-3, weight_decay=0.01)
-    engine.join(under)
-    model = predictor(section)
-    return model, engine.under_zero(model, under, stage, engine.configuration(under, stage, 1))
-
-
-def steps(deepspeed, section, first: int) -> Iterator:
-    heard = clips()
-    plan = batch_plan([len(each.wave) / 16_000 for each in heard], section, 1, 0)
-    for _ in range(first):
-        next(plan)
-    return masked_prediction.pretrain(
-        deepspeed, heard.__getitem__, plan, section, seed=0, normalize=True, first_step=first
-    )
-
-
 def test_what_is_hidden_is_learnt_from_what_is_not():
     """Measured: 0.70 of the hidden frames right, 0.38 before."""
     masked = MaskingSection(start_probability=0.03)
     settings = {"steps": 60, "batch_seconds": 9.6, "learning_rate": 6e-3, "augment": 0.0}
     section = EncoderTrainingSection(objective="masked", masked=masked, **settings)
-    model, deepspeed = started(section)
-    before = masked_prediction.measure(model, clips(), masked, True)
-    losses = [done.loss for done in steps(deepspeed, section, 0)]
-    after = masked_prediction.measure(model, clips(), masked, True)
+    model = predictor(section)
+    before = model.measure(clips())
+    losses = [done.loss for done in steps(under_zero(model, section), clips(), section)]
+    after = model.measure(clips())
     assert len(losses) == 60 and np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     assert after["hidden_accuracy"] > 0.55 > before["hidden_accuracy"]
     assert after["hidden_loss"] < before["hidden_loss"]
@@ -156,19 +133,17 @@ def test_what_is_hidden_is_learnt_from_what_is_not():
 def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path, augment: float):
     """With dropout, and with clips that are changed."""
     section = EncoderTrainingSection(objective="masked", steps=6, batch_seconds=4.8, augment=augment)
-    _, unbroken = started(section)
-    for done in steps(unbroken, section, 0):
+    unbroken = under_zero(predictor(section), section)
+    for done in steps(unbroken, clips(), section):
         if done.step == 3:
             checkpoints.save(unbroken, tmp_path, done.step, Ledger())
 
     class Store:
         def newest_first(self):
-            from contextlib import nullcontext
-
             yield nullcontext(tmp_path)
 
-    _, resumed = started(section)
+    resumed = under_zero(predictor(section), section)
     first = checkpoints.restore(resumed, Store(), Ledger())
     assert first == 3
-    list(steps(resumed, section, first))
+    list(steps(resumed, clips(), section, first))
     assert_same(unbroken, resumed)

@@ -1,9 +1,9 @@
-"""HuBERT's own training inside the job `train-encoder`: iterations of masked prediction under DeepSpeed on Ray Train.
+"""A HuBERT from nothing, by a stronger teacher or by itself, under DeepSpeed on Ray Train; part of `train-encoder`.
 
-An iteration labels the clips with its teacher's units (MFCCs' first, then those of the encoder before it) and trains a
-model from nothing. What iteration N makes lies in `encoder/iterations/N/` until all are done, its checkpoints in
-`checkpoints/encoder/N/`: a job that was killed goes on in the iteration in which it was, from its newest checkpoint,
-and ends in the same weights.
+Either way in iterations: one labels the clips with a teacher's units and trains a model to find them. Distillation has
+one; HuBERT's own training begins with the teacher's (MFCCs) and goes on with units of the encoder before. What
+iteration N makes lies in `encoder/iterations/N/` until all are done, its checkpoints in `checkpoints/encoder/N/`: a job
+that was killed goes on in the iteration in which it was, from its newest checkpoint, and ends in the same weights.
 """
 
 from pathlib import Path
@@ -17,36 +17,41 @@ if TYPE_CHECKING:
     from speechgpt.runtime.workspace import Workspace
     from speechgpt.speech.config import EncoderTrainingSection
     from speechgpt.training.config import EngineSection, StageSection
+    from speechgpt.training.hearing import Objective
 
-_PLACE = "encoder/iterations"
+PLACE = "encoder/iterations"
 _KEPT = 2
 _REPORTED_EVERY = 10
 
 
-def pretrain(context: Context) -> dict[str, Any]:
+def train(context: Context) -> dict[str, Any]:
     """Every iteration that is missing; the last one's model becomes the workspace's encoder."""
     from jobs import ray_data
 
-    workspace, section = context.workspace, context.recipe.encoder.training
+    workspace, last = context.workspace, _iterations(context.recipe.encoder.training)
     ray_data.connect(context.recipe.resources)
     figures: dict[str, Any] = {}
-    for number in range(1, section.masked.iterations + 1):
+    for number in range(1, last + 1):
         if not workspace.exists(_figures_file(number)):
             _iterate(context, number)
         figures |= workspace.read_json(_figures_file(number))
-    for name in workspace.list(_model(number)):
+    for name in workspace.list(_model(last)):
         workspace.write_bytes(f"encoder/{Path(name).name}", workspace.read_bytes(name))
-    workspace.delete(_PLACE)
+    workspace.delete(PLACE)
     return figures
 
 
+def _iterations(section: "EncoderTrainingSection") -> int:
+    return section.masked.iterations if section.objective == "masked" else 1
+
+
 def _model(number: int) -> str:
-    return f"{_PLACE}/{number}/hubert"
+    return f"{PLACE}/{number}/hubert"
 
 
 def _figures_file(number: int) -> str:
     """Written last, so that an iteration that has one is done."""
-    return f"{_PLACE}/{number}/figures.json"
+    return f"{PLACE}/{number}/figures.json"
 
 
 def _run(number: int) -> str:
@@ -55,14 +60,14 @@ def _run(number: int) -> str:
 
 def _labelling(section: "EncoderTrainingSection", number: int) -> Labelling:
     clusters = section.teacher.clusters if number == 1 else section.masked.clusters
-    teacher = "" if number == 1 else _model(number - 1)
-    return Labelling(f"{_PLACE}/{number}/targets", f"{_PLACE}/{number}/teacher.safetensors", clusters, teacher)
+    return Labelling(f"{PLACE}/{number}", clusters, "" if number == 1 else _model(number - 1))
 
 
 def _iterate(context: Context, number: int) -> None:
     from jobs import stage_checkpoints
     from jobs.deepspeed_trainer import deepspeed_trainer
     from jobs.encoder_targets import label
+    from jobs.labelled_clips import write_index
     from jobs.preemption import detect_hangs
     from jobs.stage_failure import fitted
     from jobs.training_curves import training_curves
@@ -70,12 +75,13 @@ def _iterate(context: Context, number: int) -> None:
     recipe, workspace = context.recipe, context.workspace
     section, engine = recipe.encoder.training, recipe.engine
     labelling = _labelling(section, number)
-    targets = label(context, labelling)
+    label(context, labelling)
+    hours = write_index(workspace, labelling, section.workers) / 3600
     stage_checkpoints.tidy(workspace, _run(number), _KEPT, context.progress.say)
     detect_hangs(engine.collective_timeout_seconds, gpus=engine.gpus_per_worker > 0)
     # Steps of MLflow's curves go on over the iterations.
     first = (number - 1) * section.steps
-    title = f"masked prediction, iteration {number}"
+    title = f"masked prediction, iteration {number}" if section.objective == "masked" else "distillation"
     with training_curves(context, title, first + section.steps) as curves:
         trainer = deepspeed_trainer(
             _train,
@@ -88,27 +94,25 @@ def _iterate(context: Context, number: int) -> None:
         )
         fitted(trainer, f"{title} of the encoder")
     workspace.delete(labelling.targets)
-    made = workspace.read_json(f"{_PLACE}/{number}/measured.json")
-    last = {} if number < section.masked.iterations else {name: made[name] for name in made if name != "iteration"}
-    per_iteration = {f"iteration_{number}_{name}": made[name] for name in ("hidden_loss", "hidden_accuracy")}
-    workspace.write_json(_figures_file(number), {"hours": targets["hours"], **per_iteration, **last})
+    made = workspace.read_json(f"{PLACE}/{number}/measured.json")
+    figures = {"hours": hours, "teacher_clusters": labelling.clusters}
+    if section.objective == "masked":
+        figures |= {f"iteration_{number}_{name}": value for name, value in made.items() if name.startswith("hidden_")}
+    workspace.write_json(_figures_file(number), figures | (made if number == _iterations(section) else {}))
 
 
 def _train(config: dict[str, Any]) -> None:
     """One worker of an iteration."""
     from itertools import islice
 
-    import numpy as np
     import ray.train
-    import torch
     from torch import distributed
 
-    from jobs.encoder_targets import shares
+    from jobs.labelled_clips import LabelledClips
     from jobs.stage_checkpoints import StageCheckpoints, Uploads
-    from speechgpt.speech import audio, hubert
-    from speechgpt.training import checkpoints, masked_prediction, node_local
+    from speechgpt.speech import hubert
+    from speechgpt.training import checkpoints, hearing, node_local
     from speechgpt.training import engine as zero
-    from speechgpt.training.distillation import Clip, batch_plan
     from speechgpt.training.ledger import Ledger
 
     recipe: Recipe = config["recipe"]
@@ -116,32 +120,20 @@ def _train(config: dict[str, Any]) -> None:
     number, first = config["number"], config["first"]
     section = recipe.encoder.training
     labelling = _labelling(section, number)
-    normalize = True
     where = ray.train.get_context()
     rank, world = where.get_world_rank(), where.get_world_size()
     engine_section, stage = _engine(recipe), _stage(section)
     zero.join(engine_section)
-    table = workspace.read_table(labelling.targets).sort_by("seconds")
-    training, kept_out = shares(len(table), recipe.seed)
-
-    def clip(row: int) -> Clip:
-        return Clip(audio.decode(table["audio"][row].as_py()), np.array(table["targets"][row].as_py(), np.int16))
-
+    clips = LabelledClips(workspace, labelling, recipe.seed)
     # Another seed for each iteration: a model that starts where its teacher started would have a head start only.
     seed = recipe.seed + number
-    torch.manual_seed(seed)
-    made = hubert.scratch(masked_prediction.architecture(section, recipe.encoder.architecture), seed)
-    features = hubert.HubertFeatures(made, -1, normalize)
-    model = masked_prediction.MaskedPredictor(features, labelling.clusters, section.masked)
+    model = _objective(recipe, labelling.clusters, seed)
     engine = zero.under_zero(model, engine_section, stage, zero.configuration(engine_section, stage, world))
     store, uploads = StageCheckpoints(workspace, _run(number)), Uploads()
     done = checkpoints.restore(engine, store, Ledger())
-    seconds = table["seconds"].to_numpy()[training].tolist()
-    batches = islice(batch_plan(seconds, section, world, seed), done * world + rank, None, world)
-    steps = masked_prediction.pretrain(
-        engine, lambda i: clip(int(training[i])), batches, section, seed=seed, normalize=normalize, first_step=done
-    )
-    for progress in steps:
+    plan = islice(hearing.batch_plan(clips.seconds, clips.pieces, section, seed, rank, world), done, None)
+    batches = ([clips[number] for number in batch] for batch in plan)
+    for progress in hearing.train(engine, batches, section, seed=seed, first_step=done):
         figures: dict[str, Any] = {
             "step": first + progress.step,
             "iteration": number,
@@ -150,8 +142,7 @@ def _train(config: dict[str, Any]) -> None:
         }
         if progress.step % section.checkpoint_every == 0 or progress.step == section.steps:
             if rank == 0:
-                heard = [clip(int(row)) for row in kept_out]
-                config["curves"].send(figures | masked_prediction.measure(model, heard, section.masked, normalize))
+                config["curves"].send(figures | model.measure(clips.kept_out))
             directory = node_local.scratch("encoder")
             checkpoints.save(engine, directory, progress.step, Ledger())
             uploads.report(figures, directory)
@@ -159,16 +150,34 @@ def _train(config: dict[str, Any]) -> None:
             config["curves"].send(figures)
     if rank == 0:
         # Also by an attempt that finds the last step done: Ray Train then has no figures.
-        last = number == section.masked.iterations
+        last = section.objective == "distil" or number == section.masked.iterations
         layer = recipe.encoder.layer if last else section.masked.layer
-        layer = len(made.encoder.layers) if layer == -1 else layer
-        heard = [clip(int(row)) for row in kept_out]
-        measured = masked_prediction.measure(model, heard, section.masked, normalize)
-        measured |= {"parameters": sum(p.numel() for p in made.parameters()), "layer": layer}
+        layer = len(model.hubert.encoder.layers) if layer == -1 else layer
+        figures = model.measure(clips.kept_out)
+        figures |= {"parameters": sum(p.numel() for p in model.hubert.parameters()), "layer": layer}
         with workspace.stage(_model(number)) as directory:
-            hubert.save(made, directory, layer=layer, normalize=normalize)
-        workspace.write_json(f"{_PLACE}/{number}/measured.json", {"iteration": number, **measured})
+            hubert.save(model.hubert, directory, layer=layer, normalize=_NORMALIZE)
+        workspace.write_json(f"{PLACE}/{number}/measured.json", figures)
     distributed.barrier()
+
+
+_NORMALIZE = True
+"""Each clip to zero mean and unit variance, whatever the recording's level."""
+
+
+def _objective(recipe: "Recipe", classes: int, seed: int) -> "Objective":
+    import torch
+
+    from speechgpt.speech.hubert import HubertFeatures, scratch
+    from speechgpt.training import masked_prediction
+    from speechgpt.training.distillation import Student
+
+    section, architecture = recipe.encoder.training, recipe.encoder.architecture
+    torch.manual_seed(seed)
+    if section.objective == "distil":
+        return Student(HubertFeatures(scratch(architecture, seed), recipe.encoder.layer, _NORMALIZE), classes)
+    made = scratch(masked_prediction.architecture(section, architecture), seed)
+    return masked_prediction.MaskedPredictor(HubertFeatures(made, -1, _NORMALIZE), classes, section.masked)
 
 
 def _engine(recipe: "Recipe") -> "EngineSection":

@@ -1,0 +1,116 @@
+"""Training an encoder as a job, on real Ray Train under DeepSpeed, then units of it; and which clips it learns from."""
+
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs import fit_units, labelled_clips, tokenize_speech, train_encoder
+from jobs.encoder_targets import Labelling
+from jobs.shell import JobError, execute
+from speechgpt.recipe import Recipe, load
+from speechgpt.runtime.workspace import Workspace
+from speechgpt.speech.codebook import Codebook
+from speechgpt.speech.hubert import HubertFeatures
+from speechgpt.training import hearing
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SETTINGS = (
+    "data.max_bad_fraction=1",
+    "encoder.training={steps: 4, checkpoint_every: 2, batch_seconds: 8, workers: 2, augment: 0.5, "
+    "teacher: {kind: mfcc, clusters: 20, frames: 2000}, masked: {layer: 1, clusters: 24, projection: 16}}",
+    "codebook={clusters: 16, frames: 2000, iterations: 5}",
+)
+FIGURES = {
+    "distil": {"frame_loss", "frame_accuracy"},
+    "masked": {"iteration_1_hidden_loss", "iteration_2_hidden_accuracy", "hidden_accuracy"},
+}
+
+
+@pytest.fixture
+def workspace(run_directory: Path) -> Workspace:
+    """24 shipped recordings, as a file of `speech/`."""
+    folder = resources.files("speechgpt") / "recordings"
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()][:24]
+    clips = [
+        {
+            "id": row["id"],
+            "audio": (folder / row["path"]).read_bytes(),
+            "speaker": row.get("speaker", ""),
+            "seconds": float(row["seconds"]),
+            "split": "train",
+            "stranger": False,
+        }
+        for row in rows
+    ]
+    place = Workspace(run_directory)
+    for part, job in (("manifest", "manifest"), ("speech", "synthesize")):
+        place.write_json(f"{part}/_done/{job}.json", {"digest": "made by hand"})
+    for name in "ab":
+        place.write_table(f"speech/part-{name}.parquet", pa.Table.from_pylist(clips["ab".index(name) :: 2]))
+    return place
+
+
+def do(job, workspace: Workspace, recipe: Recipe) -> dict:
+    return execute(job.JOB, recipe, workspace, json=True)["figures"]
+
+
+@pytest.mark.parametrize(("objective", "last"), [("distil", 1), ("masked", 2)])
+def test_an_encoder_of_recordings_alone_that_units_are_made_with(ray_cluster, workspace, objective, last):
+    recipe = load("tiny", (*SETTINGS, f"encoder.training.objective={objective}"))
+    figures = do(train_encoder, workspace, recipe)
+    assert FIGURES[objective] | {"parameters", "teacher_clusters"} <= figures.keys()
+    assert figures["layer"] == 2 and figures["hours"] > 0
+    made = {name for name in workspace.list("encoder") if "_done" not in name}
+    assert made == {
+        f"encoder/{name}"
+        for name in ("config.json", "model.safetensors", "preprocessor_config.json", "unit_config.json")
+    }, "what the iterations left is gone"
+    fitted = do(fit_units, workspace, recipe)
+    assert fitted["frames"] == 2000 and fitted["dead_units"] == 0
+    assert do(tokenize_speech, workspace, recipe)["utterances"] == 24
+    with workspace.fetch("encoder") as directory:
+        assert HubertFeatures.load(directory).dimensions == Codebook.load(directory).centroids.shape[1]
+    whole = workspace.read_bytes("encoder/model.safetensors")
+    # As a kill in the last iteration leaves it: an older checkpoint, nothing of what is made at the end.
+    left = Path(workspace.path(f"checkpoints/encoder/{last}")).glob("checkpoint_*")
+    shutil.rmtree(max(each for each in left if each.is_dir()))
+    for name in made:
+        workspace.delete(name)
+    again = do(train_encoder, workspace, recipe)
+    assert workspace.read_bytes("encoder/model.safetensors") == whole
+    assert again == figures
+
+
+def test_clips_are_found_by_number_and_few_are_held(workspace, monkeypatch):
+    labelling = Labelling("encoder/iterations/1", 20)
+    written = {}
+    for name in ("a", "b"):
+        rows = workspace.read_table(f"speech/part-{name}.parquet").to_pylist()
+        table = [
+            {"audio": row["audio"], "targets": [ord(name), at], "seconds": row["seconds"]}
+            for at, row in enumerate(rows)
+        ]
+        workspace.write_table(f"{labelling.targets}/{name}.parquet", pa.Table.from_pylist(table))
+        written[name] = table
+    seconds = labelled_clips.write_index(workspace, labelling, workers=1)
+    assert seconds == pytest.approx(sum(row["seconds"] for table in written.values() for row in table))
+    with pytest.raises(JobError, match="24 training clips for 25 workers"):
+        labelled_clips.write_index(workspace, labelling, workers=25)
+    monkeypatch.setattr(hearing, "WINDOW", 2)
+    clips = labelled_clips.LabelledClips(workspace, labelling, seed=3)
+    assert len(clips.pieces) == 4 and [len(clips.kept_out), len(clips.seconds)] == [3, 24]
+    learnt = {int(number) for piece in clips.pieces for number in piece}
+    assert len(learnt) == 21
+    for number in reversed(range(24)):
+        name, at = "ab"[number // 12], number % 12
+        clip = clips[number]
+        assert clip.targets.tolist() == [ord(name), at]
+        assert len(clip.wave) / 16_000 == pytest.approx(clips.seconds[number], abs=0.02)
+    assert clips._piece.cache_info().currsize == 2
+    kept_out = {tuple(clip.targets) for clip in clips.kept_out}
+    assert kept_out == {(ord("ab"[number // 12]), number % 12) for number in set(range(24)) - learnt}
