@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs import question_sets, shards
 from jobs.shell import Context, Job, JobError, command
@@ -45,7 +46,6 @@ PROMPT_SCHEMA = pa.schema(
 )
 _QUARANTINE = "quarantine/manifest.parquet"
 _SAME_SOUND = "manifest/same_sound.parquet"
-_SAME_SOUND_SCHEMA = pa.schema({"id": pa.string(), "same_as": pa.string(), "sha256": pa.string()})
 _FEW = 2000
 """Sound files that are looked at sooner than a cluster starts."""
 _FILES_A_TASK = 500
@@ -64,14 +64,12 @@ def run(context: Context) -> dict[str, Any]:
         )
     except ManifestError as error:
         raise JobError(str(error)) from None
-    alike = same_sound(recordings.rows)
+    alike = same_sound(recordings.table)
     if recipe.corpora.duplicate_audio == "quarantine":
         set_aside(recordings, alike)
     if recordings.problems:
         workspace.write_table(_QUARANTINE, recordings.quarantine())
     refuse_too_many(recordings, recipe.data.max_bad_fraction, workspace.path(_QUARANTINE))
-    if recipe.data.spoken_text:
-        recordings.rows = [{**row, "text": row["text"] and " ".join(words(row["text"]))} for row in recordings.rows]
     if recordings.unknown_splits:
         shown = ", ".join(repr(name) for name, _ in recordings.unknown_splits.most_common(_SHOWN_SPLITS))
         context.progress.say(
@@ -79,18 +77,17 @@ def run(context: Context) -> dict[str, Any]:
             f"nor evaluation: {shown}"
         )
     prompts = prompts_of(recipe)
-    utterances = recordings.table()
+    utterances = _spoken_text(recordings.table) if recipe.data.spoken_text else recordings.table
     # So that a worker reads its shard and not the whole of it.
     workspace.write_table("manifest/utterances.parquet", utterances, group_rows=shards.GROUP_ROWS)
-    if alike:
-        pairs = [{"id": row["id"], "same_as": first["id"], "sha256": row["sha256"]} for row, first in alike]
-        workspace.write_table(_SAME_SOUND, pa.Table.from_pylist(pairs, _SAME_SOUND_SCHEMA))
+    if len(alike):
+        workspace.write_table(_SAME_SOUND, alike)
     workspace.write_table("manifest/prompts.parquet", prompts)
     figures = {
-        "recordings": len(recordings.rows),
-        "recordings_without_text": sum(row["text"] is None for row in recordings.rows),
-        "recorded_seconds": round(sum(row["seconds"] or 0 for row in recordings.rows), 2),
-        **{split: _amount(recordings, split) for split in ("train", "heldout")},
+        "recordings": len(utterances),
+        "recordings_without_text": utterances["text"].null_count,
+        "recorded_seconds": round(_seconds(utterances), 2),
+        **{split: _amount(utterances, split) for split in ("train", "heldout")},
         # Not as keys, which become names of metrics.
         "unknown_splits": [f"{name}: {count}" for name, count in recordings.unknown_splits.most_common(_SHOWN_SPLITS)],
         "quarantined": len(recordings.problems),
@@ -101,14 +98,28 @@ def run(context: Context) -> dict[str, Any]:
         "held_out_prompts": prompts.column("split").to_pylist().count("heldout"),
     }
     outputs = ["manifest/utterances.parquet", "manifest/prompts.parquet"]
-    outputs += ([_SAME_SOUND] if alike else []) + ([_QUARANTINE] if recordings.problems else [])
+    outputs += ([_SAME_SOUND] if len(alike) else []) + ([_QUARANTINE] if recordings.problems else [])
     return {"figures": figures, "outputs": outputs}
 
 
-def _amount(recordings: Recordings, split: str) -> dict[str, float]:
+def _amount(utterances: pa.Table, split: str) -> dict[str, float]:
     """Clips, and hours as far as their lengths are known."""
-    seconds = [row["seconds"] or 0 for row in recordings.rows if row["split"] == split]
-    return {"clips": len(seconds), "hours": round(sum(seconds) / 3600, 4)}
+    rows = utterances.filter(pc.equal(utterances["split"], split))
+    return {"clips": len(rows), "hours": round(_seconds(rows) / 3600, 4)}
+
+
+def _seconds(rows: pa.Table) -> float:
+    return pc.sum(rows["seconds"]).as_py() or 0.0
+
+
+def _spoken_text(utterances: pa.Table) -> pa.Table:
+    """With texts as they are spoken: words alone."""
+    parts = [
+        pa.array([text and " ".join(words(text)) for text in part.to_pylist()], pa.string())
+        for part in utterances["text"].chunks
+    ]
+    place = utterances.schema.get_field_index("text")
+    return utterances.set_column(place, utterances.schema.field(place), pa.chunked_array(parts, pa.string()))
 
 
 def sources(recipe: Recipe) -> list[str]:
@@ -117,15 +128,15 @@ def sources(recipe: Recipe) -> list[str]:
     return shipped + list(recipe.data.extra_manifests)
 
 
-def set_aside(recordings: Recordings, alike: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+def set_aside(recordings: Recordings, alike: pa.Table) -> None:
     """Move the rows that have the sound of another one from the rows to the problems."""
-    twice = {row["id"]: first["id"] for row, first in alike}
+    twice = dict(zip(alike["id"].to_pylist(), alike["same_as"].to_pylist(), strict=True))
+    again = pc.is_in(recordings.table["id"], alike["id"])
     recordings.problems += [
         Problem(row["path"], "same_sound", f"{row['id']}: the same bytes as {twice[row['id']]}")
-        for row in recordings.rows
-        if row["id"] in twice
+        for row in recordings.table.select(["id", "path"]).filter(again).to_pylist()
     ]
-    recordings.rows = [row for row in recordings.rows if row["id"] not in twice]
+    recordings.table = recordings.table.filter(pc.invert(again))
 
 
 def _inspected(paths: list[str], resources: ResourcesSection) -> Iterable[SoundFacts]:
@@ -167,7 +178,7 @@ def _look(batch: pa.Table) -> pa.Table:
 
 def refuse_too_many(recordings: Recordings, limit: float, where: str) -> None:
     """Raise JobError if more than `limit` of the rows were set aside, showing the first of them."""
-    bad, total = len(recordings.problems), len(recordings.problems) + len(recordings.rows)
+    bad, total = len(recordings.problems), len(recordings.problems) + len(recordings.table)
     if bad > limit * total:
         shown = "\n".join(f"  {p.source}: {p.reason}: {p.detail}" for p in recordings.problems[:_SHOWN_PROBLEMS])
         raise JobError(

@@ -41,7 +41,7 @@ def test_rows_come_out_whole_with_what_the_file_says(tmp_path):
     uri = jsonl(
         tmp_path / "m.jsonl", {"id": "a", "path": "sounds/a.wav", "text": " hello ", "speaker": "ann", "licence": "CC0"}
     )
-    table = read_manifests([uri]).table()
+    table = read_manifests([uri]).table
     assert table.schema.names == [*UTTERANCE_SCHEMA.names, "licence"]
     row = table.to_pylist()[0]
     assert row["path"] == str(tmp_path / "sounds" / "a.wav")
@@ -53,7 +53,7 @@ def test_parquet_and_absolute_paths_and_several_manifests(tmp_path):
     first, second = tone(tmp_path / "a.wav"), tone(tmp_path / "b.wav")
     pq.write_table(pa.table({"id": ["b"], "path": [str(second)], "split": ["dev"]}), tmp_path / "m.parquet")
     uri = jsonl(tmp_path / "m.jsonl", {"id": "a", "path": str(first), "split": "train"})
-    table = read_manifests([str(tmp_path / "m.parquet"), uri]).table()
+    table = read_manifests([str(tmp_path / "m.parquet"), uri]).table
     assert table["id"].to_pylist() == ["a", "b"]
     assert table["split"].to_pylist() == ["train", "heldout"], "every split that is not train is kept from training"
 
@@ -141,7 +141,7 @@ def test_columns_that_parquet_has_no_type_for_are_kept_as_json(tmp_path, values,
     tone(tmp_path / "a.wav")
     uri = jsonl(tmp_path / "m.jsonl", *({"id": str(n), "path": "a.wav", "take": v} for n, v in enumerate(values)))
     place = Workspace(tmp_path / "work")
-    place.write_table("manifest/utterances.parquet", read_manifests([uri]).table())
+    place.write_table("manifest/utterances.parquet", read_manifests([uri]).table)
     assert place.read_table("manifest/utterances.parquet")["take"].to_pylist() == kept
 
 

@@ -333,7 +333,7 @@ def test_a_manifests_own_columns_do_not_stand_in_the_way(workspace, tmp_path, lo
     audios = (None, "other.wav", {"bytes": None, "path": "other.wav"})
     rows = [{"id": str(n), "path": str(file), "audio": sound} | own for n, sound in enumerate(audios)]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"id": "bare", "path": str(file)}])))
-    workspace.write_table("manifest/utterances.parquet", read_manifests([str(tmp_path / "m.jsonl")]).table())
+    workspace.write_table("manifest/utterances.parquet", read_manifests([str(tmp_path / "m.jsonl")]).table)
     recipe = load("tiny", ("data.max_bad_fraction=0", *long))
     (shard,) = plan(workspace, recipe)
     Tokenizer(workspace, recipe)(vars(shard))

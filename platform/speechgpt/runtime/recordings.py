@@ -16,12 +16,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import IO, Any, NamedTuple, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from speechgpt.runtime import sound_header
+from speechgpt.runtime import row_tables, sound_header
 from speechgpt.runtime.config import CorpusSection
 from speechgpt.runtime.corpora import reading
 from speechgpt.runtime.corpora.names import split_of
@@ -45,6 +47,7 @@ UTTERANCE_SCHEMA = pa.schema(
 )
 """seconds: as the manifest says, or else the sound file's header; rate (Hz): as the header says. split: `train` or
 `heldout`."""
+SAME_SOUND_SCHEMA = pa.schema({"id": pa.string(), "same_as": pa.string(), "sha256": pa.string()})
 QUARANTINE_SCHEMA = pa.schema({"source": pa.string(), "reason": pa.string(), "detail": pa.string()})
 
 _TEXT_KEYS = ("text", "speaker", "language", "split", "answer")
@@ -58,6 +61,11 @@ _HELD_OUT_SHARE = 0.1
 _FOREVER = 1e9
 """Seconds: thirty years."""
 _READERS = 16
+_ROWS_AT_ONCE = 100_000
+"""Of manifests: held as Python objects, and looked at together."""
+_WHERE = ":where"
+"""Column for where a row was found."""
+_FOUND_SCHEMA = UTTERANCE_SCHEMA.append(pa.field(_WHERE, pa.string()))
 _LARGEST_HELD = 64 << 20
 """Bytes of a sound file that is read at once; a larger one is read in pieces, and its header a second time."""
 
@@ -81,23 +89,18 @@ Inspect = Callable[[list[str]], Iterable[SoundFacts]]
 class Recordings:
     """Checked rows (every column of UTTERANCE_SCHEMA, paths absolute or `s3://`) and the rows that were set aside.
 
+    table: in the order of their ids; a column of unknown name is JSON text where Parquet has no type for its values.
     unknown_splits: {name: how many rows} of splits that nothing is known of; their rows are held out.
     """
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    table: pa.Table
     problems: list[Problem] = field(default_factory=list)
     unknown_splits: Counter[str] = field(default_factory=Counter)
 
-    def table(self) -> pa.Table:
-        """The rows in id order; a column of unknown name becomes JSON text where Parquet has no type for its values."""
-        known = set(UTTERANCE_SCHEMA.names)
-        extra = sorted({key for row in self.rows for key in row} - known)
-        rows = sorted(self.rows, key=lambda row: row["id"])
-        columns = {name: pa.array([row.get(name) for row in rows], UTTERANCE_SCHEMA.field(name).type) for name in known}
-        table = pa.table({name: columns[name] for name in UTTERANCE_SCHEMA.names})
-        for name in extra:
-            table = table.append_column(name, _column([row.get(name) for row in rows]))
-        return table
+    @property
+    def rows(self) -> list[Row]:
+        """The table as Python objects, for few rows."""
+        return self.table.to_pylist()
 
     def quarantine(self) -> pa.Table:
         # A source may be a file whose name is no Unicode.
@@ -119,25 +122,44 @@ def read_manifests(
     A row that cannot be used becomes a Problem and the others go on. Raises ManifestError for a file that is missing,
     of another format, or without the columns `id` and `path`.
     """
-    found = Recordings()
-    first_seen: dict[str, str] = {}
-    usable = []
-    for where, row in _all(uris, corpora):
-        problem = row if isinstance(row, Problem) else _check(where, row, first_seen)
-        if problem:
-            found.problems.append(problem)
-            continue
-        assert isinstance(row, dict)
-        first_seen[row["id"]] = where
-        usable.append((where, row))
-    for (where, row), facts in zip(usable, inspect([row["path"] for _, row in usable]), strict=True):
-        if facts.error is not None:
-            found.problems.append(Problem(where, "missing_file", f"path: {row['path']}: {facts.error}"))
-        else:
-            found.rows.append(_complete(row, facts))
+    problems: list[Problem] = []
+    unknown_splits: Counter[str] = Counter()
+    tables: list[pa.Table] = []
+    rows = _all(uris, corpora)
+    while batch := list(islice(rows, _ROWS_AT_ONCE)):
+        usable: list[tuple[str, Row]] = []
+        for where, row in batch:
+            problem = row if isinstance(row, Problem) else _problem(where, row)
+            if problem:
+                problems.append(problem)
+            else:
+                usable.append((where, cast("Row", row)))
+        complete = []
+        for (where, row), facts in zip(usable, inspect([row["path"] for _, row in usable]), strict=True):
+            if facts.error is not None:
+                problems.append(Problem(where, "missing_file", f"path: {row['path']}: {facts.error}"))
+                continue
+            complete.append({**_complete(row, facts), _WHERE: where})
             if (split := (row.get("split") or "").strip()) and not split_of(split):
-                found.unknown_splits[split] += 1
-    return found
+                unknown_splits[split] += 1
+        tables.append(row_tables.table_of(complete, _FOUND_SCHEMA))
+    table, taken = _unique(row_tables.joined(tables, _FOUND_SCHEMA))
+    table = row_tables.sort_by(table.drop_columns([_WHERE]), "id")
+    return Recordings(table, problems + taken, unknown_splits)
+
+
+def _unique(table: pa.Table) -> tuple[pa.Table, list[Problem]]:
+    """The rows whose id no earlier one has, and the others."""
+    first = row_tables.firsts(table["id"])
+    again = np.flatnonzero(first != np.arange(len(first)))
+    if not len(again):
+        return table, []
+    found = zip(table.take(again).select(["id", _WHERE]).to_pylist(), table[_WHERE].take(first[again]), strict=True)
+    problems = [
+        Problem(row[_WHERE], "duplicate_id", f"id {row['id']!r} is already taken by {earlier}")
+        for row, earlier in found
+    ]
+    return table.filter(pa.array(first == np.arange(len(first)))), problems
 
 
 def _all(uris: Sequence[str], corpora: Sequence[CorpusSection]) -> Iterator[Found]:
@@ -154,14 +176,12 @@ def _located(manifest: str, row: Outcome) -> Outcome:
     return {**row, "path": joined(posixpath.dirname(absolute(manifest)), row["path"])}
 
 
-def same_sound(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
-    """(row, the first row in id order whose file has the same bytes), for every row that is not a first one."""
-    first: dict[str, Row] = {}
-    pairs = []
-    for row in sorted(rows, key=lambda row: row["id"]):
-        if first.setdefault(row["sha256"], row) is not row:
-            pairs.append((row, first[row["sha256"]]))
-    return pairs
+def same_sound(table: pa.Table) -> pa.Table:
+    """(id, same_as, sha256) of every row that is not the first with the bytes of its file."""
+    first = row_tables.firsts(table["sha256"])
+    again = np.flatnonzero(first != np.arange(len(first)))
+    alike = table.select(["id", "sha256"]).take(again)
+    return pa.table([alike["id"], table["id"].take(first[again]), alike["sha256"]], SAME_SOUND_SCHEMA)
 
 
 def sound_of(row: Mapping[str, Any]) -> bytes:
@@ -171,25 +191,31 @@ def sound_of(row: Mapping[str, Any]) -> bytes:
     return read_bytes(row["path"]) if "path" in row else row["audio"]
 
 
-def _rows(uri: str) -> Iterator[tuple[str, dict[str, Any] | Problem]]:
+def _rows(uri: str) -> Iterator[Found]:
     """(`uri:number`, row or what is wrong with it); JSON Lines count lines from 1, Parquet counts rows from 1."""
+    if not uri.endswith((".parquet", ".jsonl", ".ndjson", ".json")):
+        raise ManifestError(f"manifest {uri}: expected a name ending in .jsonl or .parquet")
     try:
-        data = read_bytes(uri)
+        with open_binary(uri) as file:
+            yield from (_of_parquet if uri.endswith(".parquet") else _of_lines)(uri, file)
     except (FileNotFoundError, IsADirectoryError):
         raise ManifestError(f"manifest {uri}: no such file (data.extra_manifests, or --manifest)") from None
-    if uri.endswith(".parquet"):
-        try:
-            table = pq.read_table(io.BytesIO(data))
-        except pa.ArrowInvalid as error:
-            raise ManifestError(f"manifest {uri}: not a Parquet file: {error}") from None
-        if missing := {"id", "path"} - set(table.column_names):
-            raise ManifestError(f"manifest {uri}: no column {sorted(missing)}; it has {table.column_names}")
-        for number, row in enumerate(table.to_pylist(), 1):
+
+
+def _of_parquet(uri: str, file: IO[bytes]) -> Iterator[Found]:
+    try:
+        table = pq.ParquetFile(file)
+        if missing := {"id", "path"} - set(table.schema_arrow.names):
+            raise ManifestError(f"manifest {uri}: no column {sorted(missing)}; it has {table.schema_arrow.names}")
+        rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
             yield f"{uri}:{number}", row
-        return
-    if not uri.endswith((".jsonl", ".ndjson", ".json")):
-        raise ManifestError(f"manifest {uri}: expected a name ending in .jsonl or .parquet")
-    for number, line in enumerate(data.split(b"\n"), 1):
+    except pa.ArrowInvalid as error:
+        raise ManifestError(f"manifest {uri}: not a Parquet file: {error}") from None
+
+
+def _of_lines(uri: str, file: IO[bytes]) -> Iterator[Found]:
+    for number, line in enumerate(io.BufferedReader(cast("io.RawIOBase", file)), 1):
         if line.strip():
             yield f"{uri}:{number}", _parse(f"{uri}:{number}", line)
 
@@ -204,7 +230,7 @@ def _parse(where: str, line: bytes) -> dict[str, Any] | Problem:
     return row
 
 
-def _check(where: str, row: dict[str, Any], first_seen: dict[str, str]) -> Problem | None:
+def _problem(where: str, row: Row) -> Problem | None:
     for key in ("id", "path"):
         if row.get(key) in (None, ""):
             return Problem(where, "missing_key", f"{key}: every row needs one")
@@ -219,8 +245,6 @@ def _check(where: str, row: dict[str, Any], first_seen: dict[str, str]) -> Probl
     seconds = row.get("seconds")
     if seconds is not None and not _is_length(seconds):
         return Problem(where, "wrong_type", f"seconds: a length in seconds is expected, not {seconds!r}")
-    if row["id"] in first_seen:
-        return Problem(where, "duplicate_id", f"id {row['id']!r} is already taken by {first_seen[row['id']]}")
     return None
 
 
@@ -270,19 +294,3 @@ def _facts_at_once(path: str) -> SoundFacts:
 
 def _drawn(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-
-
-def _column(values: list[Any]) -> pa.Array:
-    try:
-        column = pa.array(values)
-        if _is_writable(column.type):
-            return column
-    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-        pass
-    return pa.array([None if value is None else json.dumps(value, default=str) for value in values])
-
-
-def _is_writable(kind: pa.DataType) -> bool:
-    """Parquet has no objects without keys."""
-    inner = [kind.field(index).type for index in range(kind.num_fields)]
-    return all(map(_is_writable, inner)) and (bool(inner) or not pa.types.is_struct(kind))

@@ -329,7 +329,7 @@ def test_every_layout_reads_the_same_from_s3(tmp_path, s3_bucket):
         sources = [CorpusSection(layout=name, uri=f"{base}/{name}", prefix=f"{name}/") for name in LAYOUTS]  # type: ignore[arg-type]
         found = read_manifests([], sources)
         assert not found.problems
-        return [row | {"path": row["path"].removeprefix(base)} for row in found.table().to_pylist()]
+        return [row | {"path": row["path"].removeprefix(base)} for row in found.rows]
 
     local = manifest(str(top))
     assert {row["id"].partition("/")[0] for row in local} == set(LAYOUTS)

@@ -1,0 +1,86 @@
+"""Rows as tables: what is put together of parts is what one gets of the whole, whatever the columns hold."""
+
+import io
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speechgpt.runtime import recordings, row_tables
+
+SCHEMA = pa.schema({"id": pa.string(), "seconds": pa.float64()})
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 5),
+    st.just(2**70),
+    st.text("ab\ud83d", max_size=2),
+    st.lists(st.integers(0, 3), max_size=2),
+)
+OBJECTS = st.none() | st.dictionaries(st.sampled_from("xy"), st.integers(0, 3))
+ROWS = st.lists(st.fixed_dictionaries({"id": st.text("ab")}, optional={"take": SCALARS, "more": OBJECTS}), max_size=8)
+
+
+@given(ROWS, st.integers(1, 4))
+def test_parts_put_together_are_the_whole(rows: list[dict], together: int) -> None:
+    parts = [rows[first : first + together] for first in range(0, len(rows), together)]
+    found = row_tables.joined([row_tables.table_of(part, SCHEMA) for part in parts], SCHEMA)
+    whole = row_tables.joined([row_tables.table_of(rows, SCHEMA)], SCHEMA)
+    assert found.to_pylist() == whole.to_pylist()
+    assert found.column_names == whole.column_names
+    pq.write_table(found, io.BytesIO())
+
+
+@given(st.lists(st.text("ab", max_size=2)), st.integers(1, 3))
+def test_the_first_row_of_each_value(values: list[str], together: int) -> None:
+    chunks = [values[first : first + together] for first in range(0, len(values), together)]
+    found = row_tables.firsts(pa.chunked_array(chunks, pa.string()))
+    assert found.tolist() == [values.index(value) for value in values]
+
+
+@pytest.mark.parametrize("names", [[], ["a", "b", "c"], ["c", "a", "b", "a"]])
+def test_rows_are_put_in_order(names: list[str]) -> None:
+    table = pa.table({"id": pa.array(names, pa.string()), "at": range(len(names))})
+    assert row_tables.sort_by(table, "id").to_pylist() == sorted(table.to_pylist(), key=lambda row: row["id"])
+
+
+def manifest(file: Path, count: int) -> str:
+    rows = ({"id": f"u{n:06d}", "path": f"{n}.wav", "text": "hello " * 5, "take": n} for n in range(count))
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return str(file)
+
+
+def facts(paths: list[str]) -> list[recordings.SoundFacts]:
+    return [
+        recordings.SoundFacts(f"{np.random.default_rng(len(path)).integers(2**60):064x}", 1.0, 16000) for path in paths
+    ]
+
+
+def test_python_objects_are_those_of_few_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times the rows take no more of Python's memory; Arrow holds them in a fraction of it."""
+    monkeypatch.setattr(recordings, "_ROWS_AT_ONCE", 500)
+    peaks = []
+    for count in (2000, 20_000):
+        uri = manifest(tmp_path / f"{count}.jsonl", count)
+        tracemalloc.start()
+        table = recordings.read_manifests([uri], inspect=facts).table
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(table) == count and table.nbytes < 300 * count
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_an_id_is_taken_wherever_the_first_one_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recordings, "_ROWS_AT_ONCE", 3)
+    first, second = manifest(tmp_path / "a.jsonl", 4), manifest(tmp_path / "b.jsonl", 6)
+    found = recordings.read_manifests([first, second], inspect=facts)
+    assert [row["id"] for row in found.rows] == [f"u{n:06d}" for n in range(6)]
+    assert [row["path"] for row in found.rows] == [str(tmp_path / f"{n}.wav") for n in range(6)]
+    assert [(p.source, p.reason) for p in found.problems] == [(f"{second}:{n}", "duplicate_id") for n in range(1, 5)]
+    assert found.problems[3].detail == f"id 'u000003' is already taken by {first}:4"
