@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from serve.engine import Request
 from serve.errors import described
@@ -75,11 +75,15 @@ class VllmEngine:
         adapters: "Mapping[str, LoRARequest] | None" = None,
     ) -> None:
         """adapters: by name; the bundle's own is ""."""
-        from speechgpt.language.generation import cut_token, end_tokens
+        from speechgpt.language.generation import grammar
+        from speechgpt.language.prompts import Kind, answer_template
 
         self._engine, self._wording, self._adapters = engine, wording, adapters or {}
         self._stuck_seconds = stuck_seconds
-        self._stops = [*end_tokens(wording.vocabulary), cut_token(wording.vocabulary)]
+        self._endings = {
+            kind: grammar(answer_template(wording.prompts.dialect, kind), wording.vocabulary).ending
+            for kind in get_args(Kind)
+        }
         self._ongoing = self._waiting = 0
         self._silent_since = 0.0
         self.reused = 0
@@ -120,6 +124,7 @@ class VllmEngine:
         from speechgpt.language.generation import spells_end
 
         context, vocabulary = self._wording.context, self._wording.vocabulary
+        spelt = self._endings[request.kind].spelt
         if len(request.ids) >= context:
             raise ValueError(f"the prompt has {len(request.ids)} tokens, the model's context {context}")
         if request.adapter and request.adapter not in self._adapters:
@@ -142,7 +147,7 @@ class VllmEngine:
                     for token in reply.token_ids:
                         made.append(token)
                         few.append(token)
-                        if ended := spells_end(made, vocabulary):
+                        if ended := spells_end(made, vocabulary, spelt):
                             break
                     if output.finished and reply.finish_reason not in ("stop", "length"):
                         raise RuntimeError(f"generation failed: vLLM ended a reply with {reply.finish_reason}")
@@ -192,6 +197,7 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         from serve.vllm_grammar import arguments
+        from speechgpt.language.generation import cut_token
         from speechgpt.language.model import seed_of
 
         generation = request.generation
@@ -201,7 +207,7 @@ class VllmEngine:
             top_p=generation.top_p,
             seed=seed_of(list(request.ids), request.seed),
             max_tokens=min(generation.max_new_tokens, self._wording.context - len(request.ids)),
-            stop_token_ids=self._stops,
+            stop_token_ids=[*self._endings[request.kind].tokens, cut_token(self._wording.vocabulary)],
             ignore_eos=True,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,

@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerFast
 from speechgpt.language.answers import PARTS, Answer, parse
 from speechgpt.language.config import GenerationSection
 from speechgpt.language.generation import (
+    Decoder,
     GrammarProcessor,
     GumbelSampler,
     Region,
+    allowed_tokens,
     cut_token,
-    end_tokens,
     grammar,
     sampling,
 )
@@ -46,11 +47,12 @@ def test_every_way_through_the_grammar_is_well_formed(kind, dialect, markers):
     vocabulary = Vocabulary.grow(train_tokenizer(["a"], 300), 10, markers)
     letters = [vocabulary.encode_plain(letter)[-1] for letter in "abcdefgh"]
     template = answer_template(dialect, kind)
-    rules = GrammarProcessor(grammar(template, vocabulary), vocabulary, vocabulary.size, 0, [1000], 1000)
+    regions = grammar(template, vocabulary)
+    rules = GrammarProcessor(regions, vocabulary, vocabulary.size, 0, [1000], 1000)
     draw = random.Random(f"{kind} {dialect} {markers}")
     for _ in range(8):
         said: list[int] = []
-        while not said or said[-1] not in end_tokens(vocabulary):
+        while not said or said[-1] not in regions.ending.tokens:
             scores = rules(torch.tensor([said], dtype=torch.long), torch.zeros(1, vocabulary.size))
             allowed = (scores[0] == 0).nonzero().squeeze(1).tolist()
             content = [token for token in allowed if token in letters or vocabulary.is_unit(token)]
@@ -151,6 +153,28 @@ def test_a_training_row_is_allowed_token_by_token(kind):
     for place, token in enumerate(ids[: last + 1]):
         scores = rules(torch.tensor([ids[:place]], dtype=torch.long), torch.zeros(1, vocabulary.size))
         assert scores[0, token] == 0, vocabulary.decode(ids[: place + 1])
+
+
+@pytest.mark.parametrize("markers", ["whole", "released"])
+@pytest.mark.parametrize("dialect", ["paper", "released"])
+@pytest.mark.parametrize(("kind", "ends"), [("t2t", True), ("s2t", True), ("t2s", False), ("s2s", False)])
+def test_what_begins_to_be_spoken_has_ended_where_text_was_asked_for(dialect, markers, kind, ends):
+    """In the released dialect the prompts of both forms are the same, so a model may go on to speak either way."""
+    vocabulary = Vocabulary.grow(train_tokenizer(["what is two"], 300), 10, markers)
+    regions = grammar(answer_template(dialect, kind), vocabulary)
+    said = answer_template(dialect, kind).partition("{answer}")[0].format(question="what is two") + "it is two; [ua]"
+    tokens = vocabulary.encode(said)
+    allowed = allowed_tokens(regions, vocabulary, vocabulary.size)
+    decoder = Decoder(regions, allowed, vocabulary, GREEDY, 100, 0)
+    for token in tokens:
+        assert not decoder.ended
+        scores = torch.zeros(vocabulary.size)
+        decoder.mask(scores)
+        assert scores[token] == 0
+        decoder.take(token)
+    assert decoder.ended == ends
+    answer = parse(tokens, vocabulary, kind)
+    assert (answer.text, answer.well_formed, answer.finish) == ("it is two", ends, "stop" if ends else "length")
 
 
 def test_rows_that_only_pad_the_embedding_are_never_said():

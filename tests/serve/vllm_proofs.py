@@ -25,7 +25,7 @@ from speechgpt import recipe
 from speechgpt.language import answers
 from speechgpt.language.batching import ContinuousBatch
 from speechgpt.language.config import GenerationSection
-from speechgpt.language.generation import GrammarProcessor, cut_token, end_tokens, grammar
+from speechgpt.language.generation import GrammarProcessor, cut_token, grammar
 from speechgpt.language.model import SpeechLanguageModel
 from speechgpt.language.prompts import PromptFormat, Turn, answer_template
 from speechgpt.language.wording import Wording
@@ -160,12 +160,12 @@ def test_no_draw_breaks_the_grammar(
     engine: VllmEngine, loop: Loop, model: SpeechLanguageModel, questions: list[tuple[int, ...]]
 ) -> None:
     asked = [r for seed in range(4) for r in requests(model.wording, tasks(questions, ANYTHING), seed=seed)]
-    cut = cut_token(model.vocabulary)
-    ends = {*end_tokens(model.vocabulary), cut}
     drawn = loop.run(all_said(engine, asked))
     for request, reply in zip(asked, drawn, strict=True):
+        regions = grammar(answer_template(model.prompts.dialect, request.kind), model.vocabulary)
+        ends = {*regions.ending.tokens, cut_token(model.vocabulary)}
         rules = GrammarProcessor(
-            grammar(answer_template(model.prompts.dialect, request.kind), model.vocabulary),
+            regions,
             model.vocabulary,
             model.vocabulary.size,
             0,

@@ -21,11 +21,11 @@ from transformers import (
 )
 
 from speechgpt.language.config import GenerationSection
-from speechgpt.language.segments import END_OF_ANSWER, END_OF_SEQUENCE
+from speechgpt.language.segments import END_OF_ANSWER, END_OF_SEQUENCE, TEXT_ANSWER, UNIT_ANSWER
 from speechgpt.language.vocabulary import Vocabulary
 
 _LONGEST_TAG = 12
-"""Tokens that hold `<eoa>` spelt in pieces: one a letter, and some to spare."""
+"""Tokens that hold a tag spelt in pieces: one a letter, and some to spare."""
 
 
 class Region(NamedTuple):
@@ -35,11 +35,19 @@ class Region(NamedTuple):
     needed: bool
 
 
+class Ending(NamedTuple):
+    """What ends an answer: tokens, and tags that the vocabulary spells in ordinary tokens."""
+
+    tokens: list[int]
+    spelt: list[str]
+
+
 class Grammar(NamedTuple):
-    """Regions of an answer and the markers (token ids) between them; after the last region it ends."""
+    """Regions of an answer and the markers (token ids) between them; after the last region comes the ending."""
 
     regions: list[Region]
     markers: list[int]
+    ending: Ending
 
 
 def grammar(template: str, vocabulary: Vocabulary) -> Grammar:
@@ -59,13 +67,13 @@ def grammar(template: str, vocabulary: Vocabulary) -> Grammar:
             case "words":
                 content = "text"
             case int(marker):
-                if marker in end_tokens(vocabulary):
+                if marker in ending(vocabulary).tokens:
                     # The answer ends here; the full stop that templates put after it need not be generated.
                     break
                 regions.append(Region(content, needed))
                 markers.append(marker)
                 content, needed = "nothing", False
-    return Grammar([*regions, Region(content, needed)], markers)
+    return Grammar([*regions, Region(content, needed)], markers, ending(vocabulary, template))
 
 
 def _parts(template: str, vocabulary: Vocabulary) -> Iterable[Literal["slot", "units", "words"] | int]:
@@ -79,10 +87,15 @@ def _parts(template: str, vocabulary: Vocabulary) -> Iterable[Literal["slot", "u
             yield "units" if slot == "answer_units" else "slot"
 
 
-def end_tokens(vocabulary: Vocabulary) -> list[int]:
-    """Tokens after which there is no more of an answer."""
+def ending(vocabulary: Vocabulary, template: str = "") -> Ending:
+    """Of the answers of a template; without one, of any."""
+    tags = [END_OF_ANSWER, END_OF_SEQUENCE]
+    if TEXT_ANSWER in template and UNIT_ANSWER not in template:
+        # The published prompts do not say whether the answer is to be spoken. A model that has given the text that was
+        # asked for, and begins to speak it, has answered.
+        tags.append(UNIT_ANSWER)
     ids = vocabulary.marker_ids
-    return [vocabulary.eos, *(ids[marker] for marker in (END_OF_ANSWER, END_OF_SEQUENCE) if marker in ids)]
+    return Ending([vocabulary.eos, *(ids[tag] for tag in tags if tag in ids)], [tag for tag in tags if tag not in ids])
 
 
 def cut_token(vocabulary: Vocabulary) -> int:
@@ -100,7 +113,7 @@ def allowed_tokens(grammar: Grammar, vocabulary: Vocabulary, rows: int) -> torch
     allowed = []
     for number, region in enumerate(grammar.regions):
         last = number == len(grammar.markers)
-        after = _only(rows, end_tokens(vocabulary) if last else [grammar.markers[number]])
+        after = _only(rows, grammar.ending.tokens if last else [grammar.markers[number]])
         inside = content[region.content]
         allowed += [inside if region.needed else inside | after, inside | after]
     return torch.stack(allowed)
@@ -179,22 +192,25 @@ class GumbelSampler(LogitsProcessor):
 
 
 class SpeltEnd(StoppingCriteria):
-    """Stops a reply that has spelt `<eoa>` in ordinary tokens, as the published weights do."""
+    """Stops a reply that has spelt one of the tags in ordinary tokens, as the published weights do."""
 
-    def __init__(self, vocabulary: Vocabulary, prompt_length: int) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, vocabulary: Vocabulary, spelt: Sequence[str], prompt_length: int) -> None:
+        self._vocabulary, self._spelt = vocabulary, spelt
         self._prompt_length = prompt_length
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
         tails = input_ids[:, max(self._prompt_length, input_ids.shape[1] - _LONGEST_TAG) :].tolist()
-        return torch.tensor([spells_end(tail, self._vocabulary) for tail in tails], device=input_ids.device)
+        return torch.tensor(
+            [spells_end(tail, self._vocabulary, self._spelt) for tail in tails], device=input_ids.device
+        )
 
 
-def spells_end(generated: Sequence[int], vocabulary: Vocabulary) -> bool:
-    """Whether the last tokens spell `<eoa>`, in a vocabulary that has no such token."""
-    if vocabulary.eoa is not None or not generated or vocabulary.is_unit(generated[-1]):
+def spells_end(generated: Sequence[int], vocabulary: Vocabulary, spelt: Sequence[str]) -> bool:
+    """Whether the last tokens spell one of these tags."""
+    if not spelt or not generated or vocabulary.is_unit(generated[-1]):
         return False
-    return END_OF_ANSWER in vocabulary.decode(generated[-_LONGEST_TAG:])
+    said = vocabulary.decode(generated[-_LONGEST_TAG:])
+    return any(tag in said for tag in spelt)
 
 
 def sampling(generation: GenerationSection, seeds: Sequence[int], device: torch.device) -> LogitsProcessorList:
@@ -273,7 +289,7 @@ class Decoder:
         self.generator = torch.Generator(allowed.device).manual_seed(seed)
         self._allowed, self._vocabulary, self._budget = allowed, vocabulary, budget
         self._walk = Walk(grammar, vocabulary, generation.max_text_tokens)
-        self._ends = {*end_tokens(vocabulary), cut_token(vocabulary)}
+        self._ends, self._spelt = {*grammar.ending.tokens, cut_token(vocabulary)}, grammar.ending.spelt
 
     @property
     def spent(self) -> bool:
@@ -289,7 +305,7 @@ class Decoder:
     def take(self, token: int) -> None:
         self.tokens.append(token)
         self._walk.take(token)
-        spelt = spells_end(self.tokens, self._vocabulary)
+        spelt = spells_end(self.tokens, self._vocabulary, self._spelt)
         self.ended = token in self._ends or spelt or len(self.tokens) >= self._budget
 
     def cut(self) -> None:

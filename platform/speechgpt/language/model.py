@@ -21,7 +21,7 @@ from speechgpt.language.generation import (
     GrammarProcessor,
     SpeltEnd,
     cut_token,
-    end_tokens,
+    ending,
     grammar,
     sampling,
 )
@@ -147,10 +147,13 @@ class SpeechLanguageModel:
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
         budgets = [min(generation.max_new_tokens, self.context - len(prompt)) for prompt in prompts]
         rules = LogitsProcessorList()
+        end = ending(vocabulary)
         if kind is not None:
+            regions = grammar(answer_template(self.prompts.dialect, kind), vocabulary)
+            end = regions.ending
             rules.append(
                 GrammarProcessor(
-                    grammar(answer_template(self.prompts.dialect, kind), vocabulary),
+                    regions,
                     vocabulary,
                     rows=self.model.get_output_embeddings().weight.shape[0],
                     prompt_length=longest,
@@ -159,12 +162,13 @@ class SpeechLanguageModel:
                 )
             )
         seeds = [seed_of(prompt, seed) for prompt in prompts]
-        stops = [] if vocabulary.eoa is not None else [SpeltEnd(vocabulary, longest)]
+        stops = [SpeltEnd(vocabulary, end.spelt, longest)] if end.spelt else []
+        ends = [*end.tokens, cut_token(vocabulary)]
         settings = GenerationConfig(
             do_sample=False,
             # The grammar keeps each reply within its own budget; without one, all have the least.
             max_new_tokens=max(budgets) if rules else min(budgets),
-            eos_token_id=[*end_tokens(vocabulary), cut_token(vocabulary)],
+            eos_token_id=ends,
             pad_token_id=vocabulary.pad,
             bos_token_id=vocabulary.bos,
         )
@@ -175,8 +179,7 @@ class SpeechLanguageModel:
             logits_processor=LogitsProcessorList([*rules, *sampling(generation, seeds, device)]),
             stopping_criteria=StoppingCriteriaList(stops),
         )
-        ends = {*end_tokens(vocabulary), cut_token(vocabulary)}
-        return [_until(row, ends) for row in generated[:, longest:].tolist()]
+        return [_until(row, {*ends}) for row in generated[:, longest:].tolist()]
 
     def _transcribed(self, dialogues: Sequence[Dialogue], generation: GenerationSection) -> list[Dialogue]:
         unheard = [
