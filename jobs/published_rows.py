@@ -23,11 +23,15 @@ RANGE_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class PublishedPart:
-    """A range of lines and the part of the rows that it becomes. name: the file's, in ids."""
+    """A range of lines and the part of the rows that it becomes. name: the file's, in ids.
+
+    address: the file for workers, whose working directory is another.
+    """
 
     file: str
     name: str
     range: "LineRange"
+    address: str
 
     @property
     def part(self) -> str:
@@ -37,12 +41,13 @@ class PublishedPart:
 
 def plan(files: Sequence[str], size: int = RANGE_BYTES) -> Iterator[PublishedPart]:
     """The parts of files, in their order. Raises JobError naming a file that cannot be read."""
+    from speechgpt.runtime.files import absolute
     from speechgpt.runtime.line_ranges import cut
 
     for file, name in zip(files, names(files), strict=True):
         try:
             for each in cut(file, size):
-                yield PublishedPart(file, name, each)
+                yield PublishedPart(file, name, each, absolute(file))
         except OSError as error:
             said = str(error) if file in str(error) else f"{file} cannot be read: {error}"
             raise JobError(f"instructions.published: {said}") from None
@@ -97,7 +102,7 @@ def rows_of(
 
     file, name = group[0].file, group[0].name
     of = {each.range: each for each in group}
-    for each, lines in read(file, list(of)):
+    for each, lines in read(group[0].address, list(of)):
         yield of[each], made.of_lines(file, name, lines)
 
 

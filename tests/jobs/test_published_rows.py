@@ -135,6 +135,18 @@ def test_parts_are_named_by_what_they_hold(tmp_path):
     }
 
 
+def test_a_relative_path_is_found_from_another_directory(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text(line(GOOD["text"]))
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_of("rows.jsonl")
+    [group] = published_rows.tasks(published_rows.plan(recipe.instructions.published))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write_published(Workspace(tmp_path / "work"), group, published_rows.maker(recipe))
+    counted = tally_of(Workspace(tmp_path / "work"), f"{ROWS}/{group[0].part}")
+    assert counted["published"] == {"file": "rows.jsonl", "name": "rows", "lines": 1, "kept": 1}
+
+
 def test_files_of_one_name_are_told_apart():
     assert published_rows.names(["a/train.txt", "b/train.jsonl", "c/train.txt.gz"]) == ["train", "train.2", "train.3"]
     assert published_rows.names(["train.2.txt", "train.txt", "train.txt"]) == ["train.2", "train", "train.3"]
