@@ -33,7 +33,7 @@ def test_all_sides_give_the_same_units_and_the_time_adds_up(ray_cluster) -> None
 @pytest.mark.ray
 @pytest.mark.timeout(1800)
 def test_units_cost_less_than_by_the_original_loop(ray_cluster, record_property) -> None:
-    """HuBERT Base to units: faster than fairseq's loop in float32, twice as fast in bfloat16; Ray takes a tenth at most.
+    """HuBERT Base to units: faster than fairseq's loop in float32, twice in bfloat16; Ray takes at most a tenth.
 
     The bar in float32 was 1.3. Matrix products alone are 86 % of the time that the job takes, near the processor's
     peak; without all else the ratio would be 1.34.
