@@ -110,7 +110,8 @@ def _clips(workspace: Any, shard: Shard, longest: float) -> Iterator[tuple[bytes
     rows = workspace.read_rows(shard.file, shard.first, shard.count).to_pylist()
     training = (row for row in rows if row["split"] != "heldout" and not row.get("stranger"))
     for row, wave in shards.decoded(training, longest):
-        yield row.get("audio") or audio.encode(wave, "flac"), wave
+        # A manifest may have a column `audio` that holds anything.
+        yield audio.encode(wave, "flac") if "path" in row else row["audio"], wave
 
 
 class TeacherSample:

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from jobs.encoder_targets import GROUP_ROWS, Labelling
@@ -28,8 +29,8 @@ def write_index(workspace: "Workspace", labelling: Labelling, workers: int) -> f
     with ThreadPoolExecutor(_READERS) as readers:
         lengths = list(readers.map(lambda file: workspace.read_rows(file, columns=["seconds"])["seconds"], files))
     count = sum(map(len, lengths))
-    if count < workers:
-        raise JobError(f"{count} training clips for {workers} workers (encoder.training.workers)")
+    if (training := count - _kept_out(count)) < workers:
+        raise JobError(f"{training} clips to learn from for {workers} workers (encoder.training.workers)")
     rows = max(1, min(GROUP_ROWS, count // (4 * workers)))
     pieces = [
         {"file": file, "first": first, "seconds": seconds[first : first + rows].to_pylist()}
@@ -39,6 +40,10 @@ def write_index(workspace: "Workspace", labelling: Labelling, workers: int) -> f
     schema = pa.schema({"file": pa.string(), "first": pa.int64(), "seconds": pa.list_(pa.float64())})
     workspace.write_table(labelling.index, pa.Table.from_pylist(pieces, schema))
     return float(sum(sum(piece["seconds"]) for piece in pieces))
+
+
+def _kept_out(count: int) -> int:
+    return min(_VALIDATION, count // 8)
 
 
 class LabelledClips:
@@ -58,7 +63,7 @@ class LabelledClips:
         self.seconds = seconds.flatten().to_numpy()
         count = len(self.seconds)
         drawn = np.random.default_rng(seed).permutation(count)
-        self._kept_out = np.sort(drawn[: min(_VALIDATION, count // 8)])
+        self._kept_out = np.sort(drawn[: _kept_out(count)])
         ranges = (np.arange(*bounds) for bounds in zip(self._bounds, self._bounds[1:], strict=False))
         pieces = (numbers[~np.isin(numbers, self._kept_out)] for numbers in ranges)
         self.pieces = [numbers for numbers in pieces if len(numbers)]
@@ -66,18 +71,28 @@ class LabelledClips:
         self._piece = lru_cache(WINDOW)(self._read)
 
     def __getitem__(self, number: int) -> "Clip":
+        piece = self._piece_of(number)
+        return self._clip(self._piece(piece), piece, number)
+
+    @cached_property
+    def kept_out(self) -> "list[Clip]":
+        """Read past the window, which training needs."""
+        pieces = groupby(map(int, self._kept_out), self._piece_of)
+        return [self._clip(table, piece, n) for piece, ns in pieces for table in [self._read(piece)] for n in ns]
+
+    def _piece_of(self, number: int) -> int:
+        import numpy as np
+
+        return int(np.searchsorted(self._bounds, number, side="right")) - 1
+
+    def _clip(self, table: Any, piece: int, number: int) -> "Clip":
         import numpy as np
 
         from speechgpt.speech import audio
         from speechgpt.training.hearing import Clip
 
-        piece = int(np.searchsorted(self._bounds, number, side="right")) - 1
-        row = self._piece(piece).slice(number - self._bounds[piece], 1).to_pylist()[0]
+        row = table.slice(number - self._bounds[piece], 1).to_pylist()[0]
         return Clip(audio.decode(row["audio"]), np.array(row["targets"], np.int16))
-
-    @cached_property
-    def kept_out(self) -> "list[Clip]":
-        return [self[int(number)] for number in self._kept_out]
 
     def _read(self, piece: int) -> Any:
         count = int(self._bounds[piece + 1] - self._bounds[piece])

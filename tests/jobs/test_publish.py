@@ -36,7 +36,7 @@ def trained(tmp_path: Path, recipe: Recipe) -> Workspace:
         Vocoder(UnitVocoder(recipe.vocoder.generator, 32)).save(folder)
     for stage in ("base", "adaptation", "crossmodal", "chain"):
         place.write_json(f"models/{stage}/config.json", {"stage": stage})
-    place.write_bytes("encoder/teacher.safetensors", b"not the bundle's")
+    place.write_bytes("encoder/iterations/1/teacher.safetensors", b"not the bundle's")
     done = {"job": "train-chain", "run_id": "r1", "digest": "d1"}
     place.write_json("models/_done/train-chain.json", done)
     place.write_json("models/_done/train-base.started.json", {"run_id": "r2"})
@@ -59,7 +59,7 @@ def test_what_was_trained_is_sealed_registered_and_promoted(trained, recipe):
         "adapter",
         "vocoder",
     }
-    assert "encoder/teacher.safetensors" not in loaded.manifest["files"]
+    assert "encoder/iterations/1/teacher.safetensors" not in loaded.manifest["files"]
     assert (loaded.directory / "language" / "config.json").read_text().count("crossmodal") == 1
     assert (loaded.directory / "adapter" / "config.json").read_text().count("chain") == 1
     assert loaded.manifest["unit_vocabulary"]["size"] == 32

@@ -156,6 +156,15 @@ def test_a_training_row_is_allowed_token_by_token(kind):
 
 
 @pytest.mark.parametrize("markers", ["whole", "released"])
+@pytest.mark.parametrize("kind", list(PARTS))
+def test_what_ends_an_answer_is_read_as_its_end(markers, kind):
+    vocabulary = Vocabulary.grow(train_tokenizer(["what is two"], 300), 10, markers)
+    tokens, spelt = grammar(answer_template("released", kind), vocabulary).ending
+    ends = "[ua]" in spelt or vocabulary.ua in tokens
+    assert (parse("it is two; [ua] and more", vocabulary, kind).finish == "stop") == ends
+
+
+@pytest.mark.parametrize("markers", ["whole", "released"])
 @pytest.mark.parametrize("dialect", ["paper", "released"])
 @pytest.mark.parametrize(("kind", "ends"), [("t2t", True), ("s2t", True), ("t2s", False), ("s2s", False)])
 def test_what_begins_to_be_spoken_has_ended_where_text_was_asked_for(dialect, markers, kind, ends):

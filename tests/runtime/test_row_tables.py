@@ -84,3 +84,26 @@ def test_an_id_is_taken_wherever_the_first_one_was(tmp_path: Path, monkeypatch: 
     assert [row["path"] for row in found.rows] == [str(tmp_path / f"{n}.wav") for n in range(6)]
     assert [(p.source, p.reason) for p in found.problems] == [(f"{second}:{n}", "duplicate_id") for n in range(1, 5)]
     assert found.problems[3].detail == f"id 'u000003' is already taken by {first}:4"
+
+
+def test_what_is_set_aside_takes_no_id_and_counts_in_no_split(tmp_path: Path) -> None:
+    (tmp_path / "caf\udce9").mkdir()
+    there = tmp_path / "there.wav"
+    there.write_bytes(b"sound")
+    rows = [{"id": "a", "path": "/gone.wav"}] + [{"id": "a", "path": str(there), "split": "gold"}] * 3
+    uri = tmp_path / "caf\udce9" / "m.jsonl"
+    uri.write_text("\n".join(map(json.dumps, rows)))
+    found = recordings.read_manifests([str(uri)])
+    assert [row["path"] for row in found.rows] == [str(there)]
+    assert dict(found.unknown_splits) == {"gold": 1}
+    assert [problem.reason for problem in found.problems] == ["missing_file", "duplicate_id", "duplicate_id"]
+    assert found.problems[2].detail.endswith("caf\\udce9/m.jsonl:2")
+    assert found.quarantine().num_rows == 3
+
+
+def test_text_too_long_for_one_column_is_put_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_tables, "_LONGEST_TEXT", 60)
+    table = pa.table({"id": ["b", "a"], "text": ["long " * 9, "long " * 9], "at": [1, 0]})
+    found = row_tables.sort_by(table, "id")
+    assert found["at"].to_pylist() == [0, 1]
+    assert [field.type for field in found.schema] == [pa.string(), pa.large_string(), pa.int64()]

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -35,6 +36,14 @@ def test_stretches_are_hidden_inside_clips_alone(frames, probability, span, seed
         assert not row[count:].any()
         if count >= 2 * span:
             assert row.sum() >= span, "something is asked of every clip with room for it"
+
+
+def test_what_is_hidden_does_not_depend_on_who_draws_beside():
+    """Batches are made ready on a thread while the model is measured."""
+    alone = [masked_prediction.hide([300] * 4, MaskingSection(), seed) for seed in range(80)]
+    with ThreadPoolExecutor(4) as threads:
+        beside = list(threads.map(lambda seed: masked_prediction.hide([300] * 4, MaskingSection(), seed), range(80)))
+    assert np.array_equal(alone, beside)
 
 
 def test_as_much_is_hidden_as_in_hubert():

@@ -91,8 +91,8 @@ def _read(pieces: Iterable[Piece], ended: bool, merged: bool, kind: Kind) -> Ans
             case "marker", str(end) if end in _ENDS:
                 ended = True
                 break
-            case "marker", str(tag) if tag == UNIT_ANSWER and "units" not in PARTS[kind]:
-                # Nobody asked to hear it; see `generation.ending`.
+            case "marker", str(tag) if tag == UNIT_ANSWER and kind in ("s2t", "t2t"):
+                # Nobody asked to hear it (`generation.ending`).
                 ended = True
                 break
             case "marker", str(cut) if cut == END_OF_HUMAN:

@@ -3,6 +3,8 @@
 import io
 import os
 import posixpath
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -14,6 +16,10 @@ from speechgpt.runtime.patience import patiently
 
 PACKAGE = "package:"
 """Scheme of files that come with this package: the same name on every machine, wherever it is installed."""
+
+
+_PIECE = 16 << 20
+"""Bytes of one request to a store."""
 
 
 class StoreError(OSError):
@@ -50,6 +56,27 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
         return
     with _open_whole(path) as file:
         yield file
+
+
+@contextmanager
+def open_lines(path: str) -> Iterator[IO[bytes]]:
+    """The same files for reading in small pieces: an object of a store is copied to this machine's disk first, for it
+    would be asked for 8 KiB at a time, and not patiently. Raises as `read_bytes` does."""
+    if not path.startswith("s3://"):
+        with open_binary(path) as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as copy:
+
+        def fetch() -> None:
+            copy.seek(0)
+            copy.truncate()
+            with open_binary(path) as file:
+                shutil.copyfileobj(file, copy, _PIECE)
+
+        patiently(fetch, StoreError)
+        copy.seek(0)
+        yield copy
 
 
 def files_under(uri: str) -> list[FileFact]:

@@ -28,7 +28,7 @@ from speechgpt.runtime.config import CorpusSection
 from speechgpt.runtime.corpora import reading
 from speechgpt.runtime.corpora.names import split_of
 from speechgpt.runtime.corpora.outcome import Found, ManifestError, Problem, Row
-from speechgpt.runtime.files import StoreError, absolute, joined, open_binary, read_bytes
+from speechgpt.runtime.files import StoreError, absolute, joined, open_binary, open_lines, read_bytes
 from speechgpt.runtime.patience import patiently
 
 UTTERANCE_SCHEMA = pa.schema(
@@ -63,9 +63,9 @@ _FOREVER = 1e9
 _READERS = 16
 _ROWS_AT_ONCE = 100_000
 """Of manifests: held as Python objects, and looked at together."""
-_WHERE = ":where"
-"""Column for where a row was found."""
-_FOUND_SCHEMA = UTTERANCE_SCHEMA.append(pa.field(_WHERE, pa.string()))
+_WHERE, _SPLIT = ":where", ":split"
+"""Columns for where a row was found, and for the name of its split if nothing is known of that."""
+_FOUND_SCHEMA = pa.schema([*UTTERANCE_SCHEMA, (_WHERE, pa.string()), (_SPLIT, pa.string())])
 _LARGEST_HELD = 64 << 20
 """Bytes of a sound file that is read at once; a larger one is read in pieces, and its header a second time."""
 
@@ -123,7 +123,6 @@ def read_manifests(
     of another format, or without the columns `id` and `path`.
     """
     problems: list[Problem] = []
-    unknown_splits: Counter[str] = Counter()
     tables: list[pa.Table] = []
     rows = _all(uris, corpora)
     while batch := list(islice(rows, _ROWS_AT_ONCE)):
@@ -139,12 +138,13 @@ def read_manifests(
             if facts.error is not None:
                 problems.append(Problem(where, "missing_file", f"path: {row['path']}: {facts.error}"))
                 continue
-            complete.append({**_complete(row, facts), _WHERE: where})
-            if (split := (row.get("split") or "").strip()) and not split_of(split):
-                unknown_splits[split] += 1
+            # A source may be a file whose name is no Unicode.
+            found = {_WHERE: where.encode(errors="backslashreplace").decode(), _SPLIT: _unknown_split(row)}
+            complete.append(_complete(row, facts) | found)
         tables.append(row_tables.table_of(complete, _FOUND_SCHEMA))
     table, taken = _unique(row_tables.joined(tables, _FOUND_SCHEMA))
-    table = row_tables.sort_by(table.drop_columns([_WHERE]), "id")
+    unknown_splits = Counter(name for name in table[_SPLIT].to_pylist() if name)
+    table = row_tables.sort_by(table.drop_columns([_WHERE, _SPLIT]), "id")
     return Recordings(table, problems + taken, unknown_splits)
 
 
@@ -154,10 +154,10 @@ def _unique(table: pa.Table) -> tuple[pa.Table, list[Problem]]:
     again = np.flatnonzero(first != np.arange(len(first)))
     if not len(again):
         return table, []
-    found = zip(table.take(again).select(["id", _WHERE]).to_pylist(), table[_WHERE].take(first[again]), strict=True)
+    found = table.select(["id", _WHERE])
     problems = [
-        Problem(row[_WHERE], "duplicate_id", f"id {row['id']!r} is already taken by {earlier}")
-        for row, earlier in found
+        Problem(row[_WHERE], "duplicate_id", f"id {row['id']!r} is already taken by {taken[_WHERE]}")
+        for row, taken in zip(found.take(again).to_pylist(), found.take(first[again]).to_pylist(), strict=True)
     ]
     return table.filter(pa.array(first == np.arange(len(first)))), problems
 
@@ -196,7 +196,7 @@ def _rows(uri: str) -> Iterator[Found]:
     if not uri.endswith((".parquet", ".jsonl", ".ndjson", ".json")):
         raise ManifestError(f"manifest {uri}: expected a name ending in .jsonl or .parquet")
     try:
-        with open_binary(uri) as file:
+        with open_lines(uri) as file:
             yield from (_of_parquet if uri.endswith(".parquet") else _of_lines)(uri, file)
     except (FileNotFoundError, IsADirectoryError):
         raise ManifestError(f"manifest {uri}: no such file (data.extra_manifests, or --manifest)") from None
@@ -215,7 +215,7 @@ def _of_parquet(uri: str, file: IO[bytes]) -> Iterator[Found]:
 
 
 def _of_lines(uri: str, file: IO[bytes]) -> Iterator[Found]:
-    for number, line in enumerate(io.BufferedReader(cast("io.RawIOBase", file)), 1):
+    for number, line in enumerate(file, 1):
         if line.strip():
             yield f"{uri}:{number}", _parse(f"{uri}:{number}", line)
 
@@ -266,6 +266,11 @@ def _complete(row: Row, facts: SoundFacts) -> Row:
         "split": "train" if split_of(split) == "train" else "heldout",
         "sha256": facts.sha256,
     }
+
+
+def _unknown_split(row: Row) -> str | None:
+    split = (row.get("split") or "").strip()
+    return split if split and not split_of(split) else None
 
 
 def _facts(path: str) -> SoundFacts:

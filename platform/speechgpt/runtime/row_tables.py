@@ -1,7 +1,7 @@
 """Rows with columns of any name as Arrow tables, so that millions of them take a fraction of what Python objects do."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 _AS_JSON = {b"speechgpt": b"json"}
 """Marks a column whose values were written as JSON, because Arrow has no type for them."""
-_ROWS_AT_ONCE = 1 << 16
+_LONGEST_TEXT = 1 << 31
+"""Bytes of a `string` array."""
 
 
 def table_of(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
@@ -29,7 +30,7 @@ def table_of(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
 
 def joined(tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
     """What `table_of` gave of parts of the rows as one table. A column becomes JSON where its parts have no common
-    type, or one that Parquet has not."""
+    type, or one that Parquet has not; numbers and keys that a part has widened stay so."""
     others = sorted({name for table in tables for name in table.column_names} - set(schema.names))
     whole = pa.concat_tables([table.select(schema.names) for table in tables]) if tables else schema.empty_table()
     for name in others:
@@ -39,12 +40,21 @@ def joined(tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
 
 
 def sort_by(table: pa.Table, name: str) -> pa.Table:
-    """The rows in the order of a text column, each part of the table no longer than Arrow's text can be."""
+    """The rows in the order of a text column. Columns of more text than Arrow's `string` can hold become
+    `large_string`."""
     order = pc.sort_indices(table[name])
     if np.array_equal(order, np.arange(len(table))):
         return table
-    parts = [table.take(order.slice(first, _ROWS_AT_ONCE)) for first in range(0, len(order), _ROWS_AT_ONCE)]
-    return pa.concat_tables(parts)
+    # Taking rows joins the parts of a column into one.
+    sorted_ = _cast(table, pa.string(), pa.large_string(), lambda column: True).take(order)
+    return _cast(sorted_, pa.large_string(), pa.string(), lambda column: column.nbytes < _LONGEST_TEXT)
+
+
+def _cast(table: pa.Table, of: pa.DataType, to: pa.DataType, chosen: Callable[[pa.ChunkedArray], bool]) -> pa.Table:
+    """The chosen ones of the columns of one type as another."""
+    changed = [field.type == of and chosen(column) for field, column in zip(table.schema, table.columns, strict=True)]
+    fields = [field.with_type(to) if change else field for field, change in zip(table.schema, changed, strict=True)]
+    return table.cast(pa.schema(fields))
 
 
 def firsts(column: pa.ChunkedArray) -> np.ndarray:

@@ -203,10 +203,13 @@ def changed(clips: Sequence[Clip], share: float, draw: np.random.Generator) -> l
 def _ahead(make: Callable[[int], T], steps: range) -> Iterator[T]:
     """What `make` gives of each step, in order, a few of them made before they are asked for."""
     waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(1) as thread:
+    thread = ThreadPoolExecutor(1)
+    try:
         for step in steps:
             waiting.append(thread.submit(make, step))
             if len(waiting) > _AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        thread.shutdown(cancel_futures=True)

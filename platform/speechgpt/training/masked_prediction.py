@@ -1,5 +1,6 @@
 """HuBERT's own training: it is asked for the teacher's unit at every frame that the transformer was not shown."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from speechgpt.speech.config import EncoderTrainingSection, MaskingSection
 from speechgpt.speech.hubert import HubertFeatures, frame_count, pad
 from speechgpt.training.hearing import IGNORED, Batch, Clip, Objective
 
+_drawing = threading.Lock()
 _LEAST_SPANS = 2
 """Hidden stretches of a clip that has room for them, as in HuBERT."""
 
@@ -60,11 +62,13 @@ def hide(frames: list[int], section: MaskingSection, seed: int) -> np.ndarray:
     if longest < section.span:
         return np.zeros_like(inside)
     attention: Any = torch.from_numpy(inside)
-    kept = np.random.get_state()
-    np.random.seed(seed % 2**32)  # transformers draws from numpy's own generator
-    try:
-        share = min(1.0, section.start_probability * section.span)
-        found = _compute_mask_indices(inside.shape, share, section.span, attention, _LEAST_SPANS)
-    finally:
-        np.random.set_state(kept)
+    share = min(1.0, section.start_probability * section.span)
+    # transformers draws from numpy's own generator; batches are made ready while the model is measured.
+    with _drawing:
+        kept = np.random.get_state()
+        np.random.seed(seed % 2**32)
+        try:
+            found = _compute_mask_indices(inside.shape, share, section.span, attention, _LEAST_SPANS)
+        finally:
+            np.random.set_state(kept)
     return found & inside

@@ -1,15 +1,14 @@
 """Lhotse: cuts in `.jsonl` or `.jsonl.gz`."""
 
 import gzip
-import io
 import json
 import posixpath
 import zlib
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 from speechgpt.runtime.corpora.outcome import Found, ManifestError, Problem, Row
-from speechgpt.runtime.files import FileFact, joined, open_binary
+from speechgpt.runtime.files import FileFact, joined, open_lines
 from speechgpt.runtime.inside_files import Stretch
 
 
@@ -64,9 +63,8 @@ def _stretch(cut: dict[str, Any], recording: dict[str, Any]) -> str:
 def _lines(file: str) -> Iterator[tuple[str, bytes | Problem]]:
     number = 0
     try:
-        with open_binary(file) as raw:
-            lines = gzip.GzipFile(fileobj=raw) if file.endswith(".gz") else io.BufferedReader(cast("io.RawIOBase", raw))
-            for number, line in enumerate(lines, 1):
+        with open_lines(file) as raw:
+            for number, line in enumerate(gzip.GzipFile(fileobj=raw) if file.endswith(".gz") else raw, 1):
                 if line.strip():
                     yield f"{file}:{number}", line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
