@@ -91,10 +91,6 @@ def _read(pieces: Iterable[Piece], ended: bool, merged: bool, kind: Kind) -> Ans
             case "marker", str(end) if end in _ENDS:
                 ended = True
                 break
-            case "marker", str(tag) if tag == UNIT_ANSWER and kind in ("s2t", "t2t"):
-                # Nobody asked to hear it (`generation.ending`).
-                ended = True
-                break
             case "marker", str(cut) if cut == END_OF_HUMAN:
                 # Generation says with it that the reply used up its budget.
                 ended = False
@@ -118,6 +114,9 @@ def _read(pieces: Iterable[Piece], ended: bool, merged: bool, kind: Kind) -> Ans
                 field = _FIELDS[tag]
             case _:
                 orderly = False
+    if kind in ("s2t", "t2t") and field == _FIELDS[UNIT_ANSWER] and units is None:
+        # Where nobody asked to hear it, an answer ends before it is spoken (`generation.ending`).
+        ended = True
     answer = {name: _close(text) for name, text in fields.items()}
     if lead := answer.pop("lead", None):
         # The published chain has no [tq]: what comes before [ta] is the transcript.
