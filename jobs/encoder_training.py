@@ -132,7 +132,7 @@ def _train(config: dict[str, Any]) -> None:
     store, uploads = StageCheckpoints(workspace, _run(number)), Uploads()
     done = checkpoints.restore(engine, store, Ledger())
     plan = islice(hearing.batch_plan(clips.seconds, clips.pieces, section, seed, rank, world), done, None)
-    batches = ([clips[number] for number in batch] for batch in plan)
+    batches = ([clips[place] for place in batch] for batch in plan)
     for progress in hearing.train(engine, batches, section, seed=seed, first_step=done):
         figures: dict[str, Any] = {
             "step": first + progress.step,
@@ -150,14 +150,13 @@ def _train(config: dict[str, Any]) -> None:
             config["curves"].send(figures)
     if rank == 0:
         # Also by an attempt that finds the last step done: Ray Train then has no figures.
-        last = section.objective == "distil" or number == section.masked.iterations
-        layer = recipe.encoder.layer if last else section.masked.layer
+        layer = recipe.encoder.layer if number == _iterations(section) else section.masked.layer
         layer = len(model.hubert.encoder.layers) if layer == -1 else layer
-        figures = model.measure(clips.kept_out)
-        figures |= {"parameters": sum(p.numel() for p in model.hubert.parameters()), "layer": layer}
+        parameters = sum(parameter.numel() for parameter in model.hubert.parameters())
+        measured = {**model.measure(clips.kept_out), "parameters": parameters, "layer": layer}
         with workspace.stage(_model(number)) as directory:
             hubert.save(model.hubert, directory, layer=layer, normalize=_NORMALIZE)
-        workspace.write_json(f"{PLACE}/{number}/measured.json", figures)
+        workspace.write_json(f"{PLACE}/{number}/measured.json", measured)
     distributed.barrier()
 
 

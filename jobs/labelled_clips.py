@@ -1,4 +1,8 @@
-"""The clips that an encoder learns from, read piece by piece from where `encoder_targets` wrote them."""
+"""The clips that an encoder learns from, read piece by piece from where `encoder_targets` wrote them.
+
+Not by Ray Data, whose blocks come in another order each time: a training that goes on must read what it would have
+read.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache

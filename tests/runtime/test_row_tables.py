@@ -38,10 +38,11 @@ def test_parts_put_together_are_the_whole(rows: list[dict], together: int) -> No
 
 
 @given(st.lists(st.text("ab", max_size=2)), st.integers(1, 3))
-def test_the_first_row_of_each_value(values: list[str], together: int) -> None:
+def test_repeats_and_the_first_of_each(values: list[str], together: int) -> None:
     chunks = [values[first : first + together] for first in range(0, len(values), together)]
-    found = row_tables.firsts(pa.chunked_array(chunks, pa.string()))
-    assert found.tolist() == [values.index(value) for value in values]
+    again, first = row_tables.repeats(pa.chunked_array(chunks, pa.string()))
+    pairs = [(row, values.index(value)) for row, value in enumerate(values)]
+    assert [*zip(again.tolist(), first.tolist(), strict=True)] == [(row, one) for row, one in pairs if row != one]
 
 
 @pytest.mark.parametrize("names", [[], ["a", "b", "c"], ["c", "a", "b", "a"]])

@@ -1,14 +1,24 @@
-"""The order in which an encoder's clips are heard."""
+"""The loop in which an encoder learns, whatever it is asked: the order of its clips, and going on where it was."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from learnt_weights import assert_same
+from small_encoder import ARCHITECTURE, steps, under_zero
 
 from speechgpt.speech.config import EncoderTrainingSection
-from speechgpt.training import hearing
+from speechgpt.speech.hubert import HubertFeatures, frame_count, scratch
+from speechgpt.training import checkpoints, hearing, masked_prediction
+from speechgpt.training.distillation import Student
+from speechgpt.training.ledger import Ledger
 
 
 def pieces_of(sizes: list[int]) -> list[np.ndarray]:
@@ -79,3 +89,41 @@ def test_what_fails_ahead_of_time_fails_in_its_turn() -> None:
         for made in hearing._ahead(make, range(9)):
             found.append(made)
     assert found == [0, 1, 2]
+
+
+def learner(section: EncoderTrainingSection) -> Any:
+    """Under DeepSpeed, always the same at first."""
+    torch.manual_seed(0)
+    if section.objective == "distil":
+        return under_zero(Student(HubertFeatures(scratch(ARCHITECTURE, 0), -1, True), 3), section)
+    features = HubertFeatures(scratch(masked_prediction.architecture(section, ARCHITECTURE), 0), -1, True)
+    return under_zero(masked_prediction.MaskedPredictor(features, 3, section.masked), section)
+
+
+@pytest.mark.parametrize("objective", ["distil", "masked"])
+@pytest.mark.parametrize("augment", [0.0, 0.7])
+def test_a_resumed_training_ends_in_the_same_weights(
+    tmp_path: Path, objective: Literal["distil", "masked"], augment: float
+) -> None:
+    """With dropout, and with clips that are changed."""
+    draw = np.random.default_rng(0)
+    clips = [
+        hearing.Clip(draw.standard_normal(16_000).astype(np.float32), draw.integers(3, size=frame_count(16_000)))
+        for _ in range(8)
+    ]
+    section = EncoderTrainingSection(objective=objective, steps=6, batch_seconds=4.8, augment=augment)
+    unbroken = learner(section)
+    for done in steps(unbroken, clips, section):
+        if done.step == 3:
+            checkpoints.save(unbroken, tmp_path, done.step, Ledger())
+
+    class Store:
+        def newest_first(self) -> Iterator[AbstractContextManager[Path]]:
+            yield nullcontext(tmp_path)
+
+    resumed = learner(section)
+    first = checkpoints.restore(resumed, Store(), Ledger())
+    assert first == 3
+    torch.manual_seed(99)
+    list(steps(resumed, clips, section, first))
+    assert_same(unbroken, resumed)

@@ -1,20 +1,15 @@
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from learnt_weights import assert_same
 from small_encoder import ARCHITECTURE, steps, under_zero
 
 from speechgpt.speech import hubert
 from speechgpt.speech.config import EncoderTrainingSection, MaskingSection
-from speechgpt.training import checkpoints, masked_prediction
+from speechgpt.training import masked_prediction
 from speechgpt.training.hearing import Batch, Clip
-from speechgpt.training.ledger import Ledger
 
 CLASSES = 3
 
@@ -136,23 +131,3 @@ def test_what_is_hidden_is_learnt_from_what_is_not():
     assert len(losses) == 60 and np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     assert after["hidden_accuracy"] > 0.55 > before["hidden_accuracy"]
     assert after["hidden_loss"] < before["hidden_loss"]
-
-
-@pytest.mark.parametrize("augment", [0.0, 0.7])
-def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path, augment: float):
-    """With dropout, and with clips that are changed."""
-    section = EncoderTrainingSection(objective="masked", steps=6, batch_seconds=4.8, augment=augment)
-    unbroken = under_zero(predictor(section), section)
-    for done in steps(unbroken, clips(), section):
-        if done.step == 3:
-            checkpoints.save(unbroken, tmp_path, done.step, Ledger())
-
-    class Store:
-        def newest_first(self):
-            yield nullcontext(tmp_path)
-
-    resumed = under_zero(predictor(section), section)
-    first = checkpoints.restore(resumed, Store(), Ledger())
-    assert first == 3
-    list(steps(resumed, clips(), section, first))
-    assert_same(unbroken, resumed)

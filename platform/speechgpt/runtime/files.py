@@ -59,9 +59,9 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def open_lines(path: str) -> Iterator[IO[bytes]]:
-    """The same files for reading in small pieces: an object of a store is copied to this machine's disk first, for it
-    would be asked for 8 KiB at a time, and not patiently. Raises as `read_bytes` does."""
+def open_local(path: str) -> Iterator[IO[bytes]]:
+    """The same files, an object of a store from a copy on this machine's disk: read line by line, it would be asked for
+    8 KiB at a time, and not patiently. Raises as `read_bytes` does."""
     if not path.startswith("s3://"):
         with open_binary(path) as file:
             yield file

@@ -28,7 +28,7 @@ from speechgpt.runtime.config import CorpusSection
 from speechgpt.runtime.corpora import reading
 from speechgpt.runtime.corpora.names import split_of
 from speechgpt.runtime.corpora.outcome import Found, ManifestError, Problem, Row
-from speechgpt.runtime.files import StoreError, absolute, joined, open_binary, open_lines, read_bytes
+from speechgpt.runtime.files import StoreError, absolute, joined, open_binary, open_local, read_bytes
 from speechgpt.runtime.patience import patiently
 
 UTTERANCE_SCHEMA = pa.schema(
@@ -150,16 +150,15 @@ def read_manifests(
 
 def _unique(table: pa.Table) -> tuple[pa.Table, list[Problem]]:
     """The rows whose id no earlier one has, and the others."""
-    first = row_tables.firsts(table["id"])
-    again = np.flatnonzero(first != np.arange(len(first)))
+    again, first = row_tables.repeats(table["id"])
     if not len(again):
         return table, []
     found = table.select(["id", _WHERE])
     problems = [
         Problem(row[_WHERE], "duplicate_id", f"id {row['id']!r} is already taken by {taken[_WHERE]}")
-        for row, taken in zip(found.take(again).to_pylist(), found.take(first[again]).to_pylist(), strict=True)
+        for row, taken in zip(found.take(again).to_pylist(), found.take(first).to_pylist(), strict=True)
     ]
-    return table.filter(pa.array(first == np.arange(len(first)))), problems
+    return table.filter(pa.array(np.isin(np.arange(len(table)), again, invert=True))), problems
 
 
 def _all(uris: Sequence[str], corpora: Sequence[CorpusSection]) -> Iterator[Found]:
@@ -178,10 +177,9 @@ def _located(manifest: str, row: Outcome) -> Outcome:
 
 def same_sound(table: pa.Table) -> pa.Table:
     """(id, same_as, sha256) of every row that is not the first with the bytes of its file."""
-    first = row_tables.firsts(table["sha256"])
-    again = np.flatnonzero(first != np.arange(len(first)))
+    again, first = row_tables.repeats(table["sha256"])
     alike = table.select(["id", "sha256"]).take(again)
-    return pa.table([alike["id"], table["id"].take(first[again]), alike["sha256"]], SAME_SOUND_SCHEMA)
+    return pa.table([alike["id"], table["id"].take(first), alike["sha256"]], SAME_SOUND_SCHEMA)
 
 
 def sound_of(row: Mapping[str, Any]) -> bytes:
@@ -196,7 +194,7 @@ def _rows(uri: str) -> Iterator[Found]:
     if not uri.endswith((".parquet", ".jsonl", ".ndjson", ".json")):
         raise ManifestError(f"manifest {uri}: expected a name ending in .jsonl or .parquet")
     try:
-        with open_lines(uri) as file:
+        with open_local(uri) as file:
             yield from (_of_parquet if uri.endswith(".parquet") else _of_lines)(uri, file)
     except (FileNotFoundError, IsADirectoryError):
         raise ManifestError(f"manifest {uri}: no such file (data.extra_manifests, or --manifest)") from None

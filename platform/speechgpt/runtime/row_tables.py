@@ -57,11 +57,13 @@ def _cast(table: pa.Table, of: pa.DataType, to: pa.DataType, chosen: Callable[[p
     return table.cast(pa.schema(fields))
 
 
-def firsts(column: pa.ChunkedArray) -> np.ndarray:
-    """Of each value of a text column, the first row that has it: int [rows]."""
+def repeats(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows whose text an earlier row has, and of each the first that has it: int64 [repeats]."""
     codes = column.cast(pa.large_string()).combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
-    return first[inverse]
+    _, firsts, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    first = firsts[inverse]
+    again = np.flatnonzero(first != np.arange(len(first)))
+    return again, first[again]
 
 
 def _one_column(parts: Sequence[pa.Table]) -> pa.ChunkedArray:

@@ -141,6 +141,7 @@ class EncoderTrainingSection(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the products; weights and losses are fp32."""
     workers: int = Field(1, ge=1)
+    """Each with `engine.cpus_per_worker` and `engine.gpus_per_worker`."""
     checkpoint_every: int = Field(200, ge=1)
     augment: float = Field(0.7, ge=0, le=1)
     """Share of clips whose speed, pitch, vocal-tract length, noise, room or band is changed for the student. HuBERT's

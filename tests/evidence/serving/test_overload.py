@@ -55,8 +55,8 @@ def test_ten_times_too_much(
     ]
     assert all(answer.retryable for answer in refused)
     assert max(good) < DEADLINE
-    # Most of what it can do, although the crowd is made, and refused, on the same two cores.
-    assert len(good) >= 0.6 * capacity * SECONDS
+    # As many as it can do, in spite of the crowd.
+    assert len(good) >= 0.7 * capacity * SECONDS
     assert percentile([answer.taken for answer in refused], 95) < 0.25
     assert next_one.good and recovery < 3 * percentile([answer.taken for answer in alone], 95)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from speechgpt.runtime.corpora.outcome import Found, ManifestError, Problem, Row
-from speechgpt.runtime.files import FileFact, joined, open_lines
+from speechgpt.runtime.files import FileFact, joined, open_local
 from speechgpt.runtime.inside_files import Stretch
 
 
@@ -63,7 +63,7 @@ def _stretch(cut: dict[str, Any], recording: dict[str, Any]) -> str:
 def _lines(file: str) -> Iterator[tuple[str, bytes | Problem]]:
     number = 0
     try:
-        with open_lines(file) as raw:
+        with open_local(file) as raw:
             for number, line in enumerate(gzip.GzipFile(fileobj=raw) if file.endswith(".gz") else raw, 1):
                 if line.strip():
                     yield f"{file}:{number}", line
