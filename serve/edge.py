@@ -87,7 +87,7 @@ class Edge:
             return
         # What makes the service work; the others are answered by the gateway alone.
         works = scope["method"] == "POST"
-        if works and (retry_after := self._surge.retry_after):
+        if works and (retry_after := self._surge.refusal()):
             self.rejected(429)
             await _early(from_proxy(429, retry_after), scope, receive, send)
             return

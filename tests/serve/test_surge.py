@@ -21,16 +21,18 @@ class Clock:
 def test_a_refusal_holds_until_something_ends_or_for_a_moment() -> None:
     clock = Clock()
     surge = Surge(clock)
-    assert surge.retry_after is None
-    surge.refused("3")
-    assert surge.retry_after == "3"
+    assert surge.refusal() is None
     surge.ended()
-    assert surge.retry_after is None
+    surge.refused("3")
+    assert [surge.refusal(), surge.refusal()] == ["3", "3"]
+    surge.ended()
+    surge.ended()
+    assert [surge.refusal() for _ in range(3)] == [None, None, "3"], "as many may try as have ended"
     surge.refused(None)
     clock.now += 0.2
-    assert surge.retry_after == "1"
+    assert surge.refusal() == "1"
     clock.now += 0.1
-    assert surge.retry_after is None
+    assert [surge.refusal(), surge.refusal()] == [None, None]
 
 
 class Service:
@@ -101,6 +103,25 @@ def test_the_gateway_is_asked_once_and_again_when_there_is_room() -> None:
         service.done.set()
         assert [status for status, _ in await asyncio.gather(*inside)] == [200, 200]
         assert (await ask(edge))[0] == 200
+
+    asyncio.run(crowd())
+
+
+def test_of_a_crowd_as_many_get_in_as_there_are_places() -> None:
+    async def crowd() -> None:
+        service = Service()
+        edge = Edge(service)
+        inside = [asyncio.create_task(ask(edge)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        assert (await ask(edge))[0] == 429 and service.asked == 3
+        service.done.set()
+        await asyncio.gather(*inside)
+        service.done.clear()
+        everybody = [asyncio.create_task(ask(edge)) for _ in range(20)]
+        await asyncio.sleep(0.01)
+        assert service.asked == 5, "nobody was asked to refuse"
+        service.done.set()
+        assert sorted(status for status, _ in await asyncio.gather(*everybody)) == [200] * 2 + [429] * 18
 
     asyncio.run(crowd())
 
