@@ -94,10 +94,13 @@ class Gateway:
         self._serving = serving
         self._generation = generation
         self._key_hash = key_hash
+        self._memory = SharedMemory(serving.memory_seconds, serving.memory_answers)
+        self._awaited: list[SharedMemory | SharedLimits] = [self._memory]
         self._access: Access | None = None
         if key_hash or serving.keys:
-            self._access = Access(KeyRing(serving.keys, key_hash, serving.keys_refresh_seconds), SharedLimits())
-        self._memory = SharedMemory(serving.memory_seconds, serving.memory_answers)
+            limits = SharedLimits()
+            self._awaited.append(limits)
+            self._access = Access(KeyRing(serving.keys, key_hash, serving.keys_refresh_seconds), limits)
         self._meters = Meters()
         self._places = _places(serving, told_to_stop, self._meters)
         self._tally = Tally()
@@ -105,6 +108,9 @@ class Gateway:
         self._reporter = Reporter(serve.get_replica_context().replica_tag, self._tally)
 
     async def reconfigure(self, target: Target) -> None:
+        # Before the first request: Serve calls a replica ready when this has returned.
+        while self._awaited:
+            await self._awaited.pop().started()
         self._switch.turn(target)
         own = serve.get_replica_context().app_name
         self._readiness = Readiness({own, target["serving"]["application"] or own})

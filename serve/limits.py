@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from serve.errors import ApiError
 from serve.keys import Allowance
-from serve.shared import shared, told
+from serve.shared import shared, started, told
 
 ACTOR = "speechgpt-limits"
 DAY = 86_400
@@ -146,6 +146,9 @@ class SharedLimits:
 
     def __init__(self) -> None:
         self._actor = shared(Limits, ACTOR)
+
+    async def started(self) -> None:
+        await started(self._actor)
 
     async def enter(self, key: str, allowance: Allowance, seconds: float) -> Lease | Refusal:
         return await told(self._actor.enter.remote(key, allowance, seconds), "count requests")

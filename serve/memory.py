@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from serve.shared import shared, told
+from serve.shared import shared, started, told
 
 ACTOR = "speechgpt-memory"
 
@@ -61,6 +61,9 @@ class SharedMemory:
 
     def __init__(self, ttl_seconds: float, capacity: int) -> None:
         self._actor = shared(Memory, ACTOR, ttl_seconds, capacity)
+
+    async def started(self) -> None:
+        await started(self._actor)
 
     async def keep(self, audio_id: str, exchange: Exchange) -> int:
         return await told(self._actor.keep.remote(audio_id, exchange), "remember the answer")

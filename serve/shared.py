@@ -4,6 +4,7 @@ Ray keeps a node as long as an actor lives on it, so one that stayed behind woul
 """
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Awaitable
@@ -20,6 +21,7 @@ _CHECK_SECONDS, _CHECKS = 30.0, 4
 
 _PATIENCE_SECONDS = 5.0
 """How long a request waits for the actor, which may just be coming up again."""
+_START_SECONDS = 60.0
 
 
 def shared(kind: type, name: str, *arguments: Any, check_seconds: float = _CHECK_SECONDS) -> Any:
@@ -41,6 +43,16 @@ def shared(kind: type, name: str, *arguments: Any, check_seconds: float = _CHECK
     # with it (Ray issue 65785). Calls that are under way at the same time may change places.
     options["allow_out_of_order_execution"] = True
     return ray.remote(Shared).options(**options, num_cpus=0, max_restarts=-1).remote()
+
+
+async def started(actor: Any) -> None:
+    """Waits for the actor's process, which on a busy node comes later than a request would wait for it; not for ever:
+    much of the service works without it."""
+    from ray.exceptions import RayError
+
+    with contextlib.suppress(TimeoutError, RayError):
+        async with asyncio.timeout(_START_SECONDS):
+            await actor.__ray_ready__.remote()
 
 
 async def told(answer: Awaitable[T], what: str) -> T:

@@ -15,10 +15,16 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import ray
 from live_service import LiveService, live_service, session_directory, until
+from ray import serve
+from ray.serve.schema import ReplicaState
+from ray.util import list_named_actors
 
 from serve.guard import SUBPROTOCOL
 from serve.keys import Allowance, KeyFile, change, hash_key, new_key
+from serve.limits import ACTOR, Limits
+from serve.shared import NAMESPACE
 from speechgpt.recipe import Recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -47,6 +53,8 @@ class Keyed:
     file: Path
     keys: dict[str, str]
     ids: dict[str, str]
+    limits: Any
+    """The actor."""
 
     def ask(self, key: str, path: str = "/v1/models", **more: Any) -> httpx.Response:
         return httpx.get(self.service.url + path, headers=bearer(self.keys[key]), timeout=60, **more)
@@ -81,6 +89,32 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
+def late_limits() -> Any:
+    """What the gateway's replicas share, in a process that comes up 5 s after one of theirs."""
+
+    def ready() -> int | None:
+        deployment = serve.status().applications["gateway"].deployments["Gateway"]
+        return deployment.replica_states.get(ReplicaState.RUNNING)
+
+    # Within a function, or the actor would import this module, which only pytest can.
+    class Late(Limits):
+        def __init__(self) -> None:
+            super().__init__()
+            while not (gateway := [each for each in list_named_actors(True) if "#Gateway#" in each["name"]]):
+                time.sleep(0.1)
+            ray.get(ray.get_actor(**gateway[0]).get_num_ongoing_requests.remote())
+            end = time.monotonic() + 5
+            while not (ready_before := ready()) and time.monotonic() < end:
+                time.sleep(0.1)
+            self._late = bool(ready_before)
+
+        def late(self) -> bool:
+            """Whether a replica of the gateway was there for requests before this."""
+            return self._late
+
+    return ray.remote(Late).options(name=ACTOR, namespace=NAMESPACE, lifetime="detached", num_cpus=0).remote()
+
+
 @pytest.fixture(scope="module")
 def keyed(
     tiny_bundle: Path, tiny: Recipe, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
@@ -92,9 +126,11 @@ def keyed(
     file.write_text(KeyFile(keys=tuple(kept.values())).model_dump_json())
     gateway = tiny.serving.gateway.model_copy(update={"min_replicas": 2, "max_replicas": 2})
     serving = {"gateway": gateway, "keys": str(file), "keys_refresh_seconds": REFRESH_SECONDS}
+    limits = late_limits()
     with live_service(tiny_bundle, tiny, **serving) as service:
         assert len(service.replicas("Gateway")) == 2
-        yield Keyed(service, file, keys, {name: key.id for name, key in kept.items()})
+        yield Keyed(service, file, keys, {name: key.id for name, key in kept.items()}, limits)
+    ray.kill(limits)
 
 
 def wrong_keys(keyed: Keyed) -> list[dict[str, str]]:
@@ -110,6 +146,10 @@ def wrong_keys(keyed: Keyed) -> list[dict[str, str]]:
         {"authorization": keyed.keys["free"]},
         {"api-key": keyed.keys["free"]},
     ]
+
+
+def test_it_is_ready_once_requests_can_be_counted(keyed: Keyed) -> None:
+    assert not ray.get(keyed.limits.late.remote())
 
 
 def test_every_route_but_the_probes_is_closed(keyed: Keyed, clip: bytes) -> None:
