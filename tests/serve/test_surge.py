@@ -18,7 +18,7 @@ class Clock:
         return self.now
 
 
-def test_a_refusal_holds_until_something_ends_or_for_a_moment() -> None:
+def test_a_refusal_holds_until_something_ends() -> None:
     clock = Clock()
     surge = Surge(clock)
     assert surge.refusal() is None
@@ -31,8 +31,23 @@ def test_a_refusal_holds_until_something_ends_or_for_a_moment() -> None:
     surge.refused(None)
     clock.now += 0.2
     assert surge.refusal() == "1"
-    clock.now += 0.1
-    assert [surge.refusal(), surge.refusal()] == [None, None]
+
+
+def test_a_few_look_whether_there_is_room_and_twice_as_many_each_time() -> None:
+    clock = Clock()
+    surge = Surge(clock)
+    surge.refused("3")
+    tries = []
+    for _ in range(6):
+        clock.now += 0.25
+        tries.append([surge.refusal() for _ in range(20)].count(None))
+    assert tries == [1, 2, 4, 8, 16, 20], "and at last everybody"
+    surge.refused("3")
+    clock.now += 0.25
+    assert [surge.refusal(), surge.refusal()] == [None, "3"]
+    surge.refused("3")
+    clock.now += 3600
+    assert [surge.refusal() for _ in range(1000)] == [None] * 1000, "nothing is known any more"
 
 
 class Service:
