@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from speechgpt.language import step_graph
+from speechgpt.language import batching, step_graph
 from speechgpt.language.answers import parse
 from speechgpt.language.batching import ContinuousBatch
 from speechgpt.language.config import GenerationSection
@@ -140,7 +140,7 @@ def adapted(model, adapter):
 @pytest.mark.parametrize("own", [False, True], ids=["bare", "adapted"])
 @pytest.mark.parametrize("prefix", ["", META], ids=["no prefix", "instruction"])
 def test_adapters_share_a_batch_and_each_answers_as_alone(model, adapters, own, prefix, monkeypatch):
-    monkeypatch.setattr(step_graph, "_LARGEST", 0)
+    monkeypatch.setattr(batching, "_SMALL", 0)
     model.prompts = PromptFormat(model.prompts.dialect, prefix)
     default = adapters.pop("default")
     own_adapter = default if own else None
@@ -181,12 +181,17 @@ def test_replies_are_the_same_with_a_graph_of_the_step(model, generation, monkey
 
 @pytest.mark.parametrize("generation", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("adapter", [None, "default"])
-def test_replies_of_a_large_model_are_the_same_with_its_weights_packed(
-    model, adapters, adapter, generation, monkeypatch
+@pytest.mark.parametrize("traced", [True, False], ids=["traced", "large"])
+def test_replies_of_a_larger_model_are_the_same_with_its_weights_packed(
+    model, adapters, adapter, generation, traced, monkeypatch
 ):
-    monkeypatch.setattr(step_graph, "_LARGEST", 0)
+    monkeypatch.setattr(batching, "_SMALL", 0)
+    monkeypatch.setattr(step_graph, "LARGEST", step_graph.LARGEST if traced else 0)
     requests = [(ids, kind, generation, 5) for _, ids, kind in (asked(model, *question) for question in QUESTIONS)]
     arrivals = [requests[:2], [], requests[2:4], [], [], requests[4:]]
     plain, packed = (adapted(model, adapter and adapters[adapter]) for _ in range(2))
-    assert run(ContinuousBatch(packed, 3, quick=True), arrivals) == run(ContinuousBatch(plain, 3), arrivals)
+    expected = run(ContinuousBatch(plain, 3), arrivals)
+    quick = ContinuousBatch(packed, 3, quick=True)
+    assert run(quick, arrivals) == expected
+    assert (quick._graph is not None) == traced
     assert not any(isinstance(module, torch.nn.Linear) for module in packed.model.modules())

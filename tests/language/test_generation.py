@@ -16,6 +16,7 @@ from speechgpt.language.generation import (
     GumbelSampler,
     Region,
     allowed_tokens,
+    choose,
     cut_token,
     grammar,
     sampling,
@@ -201,6 +202,27 @@ def test_sampling_draws_from_the_distribution():
     share = torch.bincount(drawn, minlength=4) / 4000
     assert torch.allclose(share, wanted, atol=0.03)
     assert share[3] == 0
+
+
+@pytest.mark.parametrize("generation", [GenerationSection(), GenerationSection(top_k=0), GenerationSection(top_p=1)])
+def test_of_what_cannot_be_drawn_nothing_is_sorted_and_the_draws_are_the_same(generation):
+    """`choose` looks at some columns, `sampling`, as in `generate`, at all of them."""
+    vocabulary = Vocabulary.grow(train_tokenizer(["two and three"] * 9, 300), 50, "whole")
+    rules = grammar("{answer}<eoa>", vocabulary)
+    allowed = allowed_tokens(rules, vocabulary, vocabulary.size)
+    decoders = [Decoder(rules, allowed, vocabulary, generation, 9, seed) for seed in range(40)]
+    scores = torch.randn(40, vocabulary.size, generator=torch.Generator().manual_seed(1)).mul(3)
+    if generation.top_p == 1:
+        # Many alike, so that more than `top_k` may be drawn; of those, which `top_p` leaves out is chance.
+        scores = scores.round()
+    whole = scores.clone()
+    for row, decoder in zip(whole, decoders, strict=True):
+        decoder.mask(row)
+    for processor in sampling(generation, list(range(40)), torch.device("cpu")):
+        whole = processor(torch.zeros(40, 1, dtype=torch.long), whole)
+    choose(decoders, scores)
+    said = [decoder.tokens for decoder in decoders]
+    assert said == whole.argmax(1, keepdim=True).tolist() and len(set(map(tuple, said))) > 5
 
 
 def test_greedy_needs_no_sampler():

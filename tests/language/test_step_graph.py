@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from speechgpt.language import step_graph
-from speechgpt.language.step_graph import Step, is_small, traced
+from speechgpt.language.step_graph import Step, traced
+from speechgpt.speech.packed_products import exchange_linears
 
 SHAPE = torch.Size([0, 2, 0, 16])
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -73,7 +73,12 @@ def test_a_model_that_has_no_graph_is_run_without(caplog):
     assert "no such cache" in caplog.text
 
 
-def test_what_counts_as_small(monkeypatch):
-    assert is_small(small("llama"))
-    monkeypatch.setattr(step_graph, "_LARGEST", 1000)
-    assert not is_small(small("llama"))
+@torch.no_grad()
+def test_a_graph_of_packed_weights_gives_the_models_own_bits():
+    model = small("llama")
+    exchange_linears(model)
+    graph = traced(model, [SHAPE, SHAPE], 512)
+    assert graph is not None
+    ids, at = torch.randint(300, (4, 1)), torch.randint(33, (4, 1))
+    keys, values = states(4, 33), states(4, 33)
+    assert torch.equal(graph(ids, at, keys, values), Step(model)(ids, at, *copy.deepcopy((keys, values))))

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import uvicorn
 from own_limits import OwnLimits
@@ -111,7 +112,6 @@ def slow(nano: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the microphone hears: a question, five seconds later another, and then silence enough that the first is not
     begun again."""
-    import numpy as np
 
     voice = Voice(VoiceSection(engine="espeak", voice="en-us+f2"))
     pieces: list[np.ndarray] = []
@@ -210,6 +210,13 @@ def test_a_second_question_interrupts_the_first(page: "playwright.Page") -> None
     assert page.locator("li.assistant p").last.inner_text() == "four plus four is eight"
     page.get_by_role("button", name="Stop").wait_for(state="hidden")
     assert page.get_by_text("(interrupted)").count() == 1, "the second was heard to its end"
+
+
+def test_a_silent_recording_is_refused_in_words_for_people(page: "playwright.Page") -> None:
+    silence = encode(np.zeros(16_000, np.float32), "wav")
+    page.locator("#file").set_input_files({"name": "silence.wav", "mimeType": "audio/wav", "buffer": silence})
+    page.get_by_text("the recording is silent").wait_for()
+    assert not page.get_by_text("input_audio").count()
 
 
 def test_escape_stops_the_voice(page: "playwright.Page") -> None:

@@ -17,18 +17,21 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from speechgpt.language import step_graph
 from speechgpt.language.config import GenerationSection
 from speechgpt.language.generation import Decoder, Grammar, allowed_tokens, choose, grammar
 from speechgpt.language.model import SpeechLanguageModel, seed_of
 from speechgpt.language.prompts import Kind, answer_template
 from speechgpt.language.segments import Template
-from speechgpt.language.step_graph import is_small, mask_of, traced, write
+from speechgpt.language.step_graph import mask_of, traced, write
 from speechgpt.speech.packed_products import exchange_linears
 
 _OWN, _NONE = "default", "__base__"
 """PEFT's words for the adapter that a model was loaded with, and for none."""
 _GROWTH = 256
 """Positions by which the cache grows."""
+_SMALL = 100_000_000
+"""Parameters of a model whose products are as fast with its weights as they lie."""
 
 
 class Sampled(NamedTuple):
@@ -54,8 +57,9 @@ class ContinuousBatch:
 
     Not thread-safe: one thread adds, drops and steps. slots: replies that are worked on at a time; more wait in order.
     adapters: LoRA directories by the name under which a reply may ask for one in place of the model's own; all of them
-    are kept in memory. quick: on CPUs, a small model without adapters to choose from steps without Python
-    (`step_graph`), and a larger one's weights are laid out anew for products (`packed_products`), in the model itself.
+    are kept in memory. quick: on CPUs, a model without adapters to choose from that is not very large steps without
+    Python (`step_graph`), and the weights of one that is not very small are laid out anew for products
+    (`packed_products`), in the model itself.
     """
 
     def __init__(
@@ -75,9 +79,9 @@ class ContinuousBatch:
         self._wants_graph = False
         self._graph: Any = None
         if quick and self._device.type == "cpu":
-            if is_small(model.model):
-                self._wants_graph = len(self._adapted) == 1
-            else:
+            size = sum(weight.numel() for weight in model.model.parameters())
+            self._wants_graph = len(self._adapted) == 1 and size <= step_graph.LARGEST
+            if size > _SMALL:
                 exchange_linears(model.model)
         self._rows: list[_Row] = []
         self._waiting: deque[tuple[int, list[int], Decoder, str]] = deque()

@@ -179,16 +179,25 @@ class GumbelSampler(LogitsProcessor):
 
     The largest of log p + Gumbel noise is a draw from p (Gumbel 1954), so that greedy search samples, and a reply does
     not depend on what else is in its batch. Comes after the warpers.
+
+    part: the columns of the model's output [replies, rows] that the scores are, if they are not all of it. A token's
+    noise does not depend on them.
     """
 
-    def __init__(self, generators: Sequence[torch.Generator]) -> None:
-        self._generators = generators
+    def __init__(
+        self, generators: Sequence[torch.Generator], part: torch.Tensor | None = None, rows: int | None = None
+    ) -> None:
+        self._generators, self._part, self._rows = generators, part, rows
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        noise = torch.empty_like(scores, dtype=torch.float32)
-        for row, generator in zip(noise, self._generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores.float() - noise.log()
+        chances = scores.new_empty(len(scores), self._rows or scores.shape[1], dtype=torch.float32)
+        for row, generator in zip(chances, self._generators, strict=True):
+            row.uniform_(generator=generator)
+        if self._part is not None:
+            chances = chances[:, self._part]
+        # 0 would shut out a token that may be the only one.
+        noise = -(-chances.clamp_(min=torch.finfo(torch.float32).tiny).log()).log()
+        return scores.float() + noise
 
 
 class SpeltEnd(StoppingCriteria):
@@ -329,16 +338,32 @@ def choose(decoders: Sequence[Decoder], scores: torch.Tensor) -> None:
     for places in groups.values():
         group = [decoders[place] for place in places]
         chosen = scores[places]
+        part = None
         if group[0].generation.temperature:
+            part = _candidates(chosen, group[0].generation.top_k)
+            sampler = GumbelSampler([one.generator for one in group], part, chosen.shape[1])
+            chosen = chosen[:, part]
             # The warpers look at the scores only.
             none: Any = None
-            for processor in (*warpers(group[0].generation), GumbelSampler([one.generator for one in group])):
+            for processor in (*warpers(group[0].generation), sampler):
                 chosen = processor(none, chosen)
         tokens = chosen.argmax(1, keepdim=True)
         if chosen.gather(1, tokens).isnan().any():
             raise ArithmeticError("the model's scores are not numbers")
+        if part is not None:
+            tokens = part[tokens]
         for decoder, token in zip(group, tokens[:, 0].tolist(), strict=True):
             decoder.take(token)
+
+
+def _candidates(scores: torch.Tensor, top_k: int) -> torch.Tensor:
+    """The columns, ascending, of [replies, rows] in which anything is possible; a vocabulary is a hundred times as
+    large, and the warpers sort it. NaNs are among them."""
+    impossible = scores == -torch.inf
+    if top_k:
+        least = scores.topk(min(top_k, scores.shape[1])).values[:, -1:]
+        impossible |= scores < least
+    return (~impossible).any(0).nonzero()[:, 0]
 
 
 def _text_tokens(rows: int, vocabulary: Vocabulary) -> torch.Tensor:

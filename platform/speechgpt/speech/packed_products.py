@@ -4,8 +4,10 @@ PyTorch's own products lay bfloat16 weights out anew at every call, and take flo
 AMD makes 94 to 102 of 110 billion sums a second (one core of an EPYC with AVX-512, shapes of HuBERT Base).
 """
 
+import warnings
 from collections.abc import Callable
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,27 +30,27 @@ class PackedWeight:
     def __init__(self, weight: Tensor) -> None:
         weight = weight.detach()
         known = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and multiplies_bfloat16())
-        self._packs = known and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self.packs = known and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
         # Outside inference mode: a tensor made in it cannot be packed.
         with torch.inference_mode(False), torch.no_grad():
             weight = weight.clone(memory_format=torch.contiguous_format)
-            self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS) if self._packs else weight
+            self.numbers = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS) if self.packs else weight
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """`torch.nn.functional.linear` [..., inputs] -> [..., outputs], without gradients."""
-        if not self._packs:
-            return F.linear(x, self._weight, bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, bias, "none", [], "")
+        if not self.packs:
+            return F.linear(x, self.numbers, bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.numbers, bias, "none", [], "")
 
     def add_product(self, x: Tensor, sums: Tensor) -> Tensor:
         """The product of x [rows, inputs] and `sums` [rows, outputs], added up."""
-        if not self._packs:
-            return torch.addmm(sums, x, self._weight.T)
-        return torch.ops.mkldnn._linear_pointwise.binary(x, sums, self._weight, None, "add")
+        if not self.packs:
+            return torch.addmm(sums, x, self.numbers.T)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, sums, self.numbers, None, "add")
 
 
 class PackedLinear(nn.Module):
-    """An `nn.Linear` with its weights as they are now, without gradients."""
+    """An `nn.Linear` with its weights as they are now, without gradients. It can be traced."""
 
     weight: Tensor
     """Shape and type, which PEFT and transformers ask for; without numbers."""
@@ -57,10 +59,26 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.register_buffer("weight", torch.empty_like(linear.weight, device="meta"), persistent=False)
         self._weight = PackedWeight(linear.weight)
+        # A graph cannot hold a packed tensor as a number of its own, only as a part of a module.
+        self.register_buffer("_numbers", self._weight.numbers, persistent=False)
         self._bias = None if linear.bias is None else linear.bias.detach().clone()
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_tracing() and self._weight.packs:
+            return _traceable_product()(x, self._numbers, self._bias)
         return self._weight.product(x, self._bias)
+
+
+@cache
+def _traceable_product() -> Any:
+    """oneDNN's product as a graph has it: tracing knows no empty list of numbers, TorchScript does."""
+
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(product)
 
 
 def exchange_linears(module: nn.Module, kind: Callable[[nn.Linear], nn.Module] = PackedLinear) -> None:
