@@ -26,7 +26,7 @@ pytestmark = [
 
 TEXT = "two plus three is five and what is seven plus eight"
 SECONDS = 16
-"""By tokens; of what a model says at random half is one unit again and again, which is said once."""
+"""As long as so many tokens would be if nano spoke them; what is said at random comes to 9."""
 
 
 def test_smollm2_hears_units_and_still_knows_its_capitals(tmp_path: Path) -> None:

@@ -112,7 +112,8 @@ def late_limits() -> Any:
             """Whether a replica of the gateway was there for requests before this."""
             return self._late
 
-    return ray.remote(Late).options(name=ACTOR, namespace=NAMESPACE, lifetime="detached", num_cpus=0).remote()
+    options = {"name": ACTOR, "namespace": NAMESPACE, "lifetime": "detached", "allow_out_of_order_execution": True}
+    return ray.remote(Late).options(**options, num_cpus=0).remote()
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,6 @@ def slow(nano: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the microphone hears: a question, five seconds later another, and then silence enough that the first is not
     begun again."""
-
     voice = Voice(VoiceSection(engine="espeak", voice="en-us+f2"))
     pieces: list[np.ndarray] = []
     for text, pause in (("what is two plus three", 5.0), ("what is four plus four", 20.0)):
