@@ -11,8 +11,8 @@ from serve.errors import ApiError
 from serve.memory import Exchange
 from serve.wire import AssistantMessage, AudioPart, Message, TextPart, UserMessage
 
-_AT_ONCE = 4
-"""Clips of one request."""
+CLIPS_AT_ONCE = 4
+"""Of one request or session are being heard, or written down. Others want to be heard, too."""
 
 if TYPE_CHECKING:
     from speechgpt.language.prompts import Turn
@@ -68,12 +68,12 @@ async def understand(
         if len(parts) == 1 and parts[0].heard and answered and answered.question:
             # The reply that refers to this question knows what was asked.
             return Turn("user", text=answered.question)
-        return Turn("user", text=await _in_words(parts, listener, names[place]))
+        return Turn("user", text=await _in_words(parts, names[place], ear))
 
     turns = await together(*map(turn, earlier))
     if len(last) == 1 and last[0].heard:
         return [*turns, Turn("user", units=last[0].heard.units)]
-    return [*turns, Turn("user", text=await _in_words(last, listener, names[-1]))]
+    return [*turns, Turn("user", text=await _in_words(last, names[-1], ear))]
 
 
 def _check_order(said: list[tuple[str, Message]]) -> None:
@@ -102,11 +102,11 @@ def _check_length(messages: list[Message], max_characters: int) -> None:
 
 
 class _Ear:
-    """Hears the clips of one request, a few at a time, until they are too much. Others want to be heard, too."""
+    """Hears the clips of one request, until they are too much, and writes them down."""
 
     def __init__(self, listener: Listener, max_seconds: float) -> None:
         self._listener, self._max_seconds = listener, max_seconds
-        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._places = asyncio.Semaphore(CLIPS_AT_ONCE)
         self._seconds = 0.0
 
     async def hear(self, clip: bytes, param: str) -> Heard:
@@ -121,6 +121,10 @@ class _Ear:
                 param=param,
             )
         return heard
+
+    async def write_down(self, heard: Heard, param: str) -> str:
+        async with self._places:
+            return await self._listener.write_down(heard, param)
 
 
 async def _listen(message: UserMessage, param: str, ear: _Ear) -> list[_Part]:
@@ -167,9 +171,9 @@ def _answer_text(message: Message, recalled: Exchange | None, param: str) -> str
     return text
 
 
-async def _in_words(parts: list[_Part], listener: Listener, param: str) -> str:
+async def _in_words(parts: list[_Part], param: str, ear: _Ear) -> str:
     async def in_words(part: _Part) -> str:
-        return await listener.write_down(part.heard, param) if part.heard else part.text
+        return await ear.write_down(part.heard, param) if part.heard else part.text
 
     words = await together(*map(in_words, parts))
     text = " ".join(filter(None, words))

@@ -27,6 +27,7 @@ _OVERRIDES = (
     "serve-multiplexed-model-id",
     "x-session-id",
 )
+_WORK = ("/chat/completions", "/audio/speech", "/audio/transcriptions")
 _NO_DEADLINE = (b"x-request-timeout-seconds", b"0")
 """Tells the proxy that a session ends when the gateway says so."""
 _SESSION_BYTES_A_SECOND = 2 * 1024 * 1024
@@ -64,7 +65,7 @@ class Edge:
         self.rejected = rejected
         self.max_bytes = max_bytes
         self.trace_share = trace_share
-        self._surge = Surge()
+        self._surges = {route: Surge() for route in _WORK}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -85,9 +86,8 @@ class Edge:
             self.rejected(413)
             await _early(body_too_large(self.max_bytes), scope, receive, send)
             return
-        # What makes the service work; the others are answered by the gateway alone.
-        works = scope["method"] == "POST"
-        if works and (retry_after := self._surge.refusal()):
+        surge = self._surge(scope)
+        if surge and (retry_after := surge.refusal()):
             self.rejected(429)
             await _early(from_proxy(429, retry_after), scope, receive, send)
             return
@@ -113,8 +113,8 @@ class Edge:
             if not replaced and message["type"] == "http.response.start" and message["status"] >= 400:
                 refused = True
                 headers = Headers(raw=message["headers"])
-                if message["status"] == 429 and (FULL_HEADER in headers or BUNDLE_HEADER not in headers):
-                    self._surge.refused(headers.get("retry-after"))
+                if surge and message["status"] == 429 and (FULL_HEADER in headers or BUNDLE_HEADER not in headers):
+                    surge.refused(headers.get("retry-after"))
                 if BUNDLE_HEADER not in headers:
                     replaced = True
                     self.rejected(message["status"])
@@ -126,8 +126,15 @@ class Edge:
         try:
             await self.app(scope, counted, reworded)
         finally:
-            if works and not refused:
-                self._surge.ended()
+            if surge and not refused:
+                surge.ended()
+
+    def _surge(self, scope: Scope) -> Surge | None:
+        """Of what makes the service work; other routes are answered by the gateway alone. Each route for itself: they
+        need different parts of the service, of which one may be full."""
+        if scope["method"] != "POST":
+            return None
+        return next((surge for route, surge in self._surges.items() if scope["path"].endswith(route)), None)
 
     async def _session(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A WebSocket: the proxy would end it as it ends a request, after a time; would answer it as a request before

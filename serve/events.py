@@ -74,7 +74,7 @@ async def live_speech_events(
             if isinstance(piece, Sound):
                 yield event({"type": "speech.audio.delta", "audio": base64.b64encode(piece.data).decode()})
             else:
-                yield event({"type": "speech.audio.done", "usage": usage(piece)})
+                yield event(_speech_done(usage, piece))
 
 
 async def speech_bytes(pieces: AsyncGenerator[Sound | Reply, None]) -> AsyncGenerator[bytes, None]:
@@ -85,11 +85,16 @@ async def speech_bytes(pieces: AsyncGenerator[Sound | Reply, None]) -> AsyncGene
                 yield piece.data
 
 
-def speech_events(data: bytes, usage: dict[str, int]) -> Iterator[str]:
+def speech_events(data: bytes, reply: Reply, usage: Callable[[Reply], dict[str, int]]) -> Iterator[str]:
     """The same events of a file that is whole."""
     for piece in slices(data):
         yield event({"type": "speech.audio.delta", "audio": piece})
-    yield event({"type": "speech.audio.done", "usage": usage})
+    yield event(_speech_done(usage, reply))
+
+
+def _speech_done(usage: Callable[[Reply], dict[str, int]], reply: Reply) -> dict[str, Any]:
+    """finish_reason: not OpenAI's; `length` where the text is longer than what was said."""
+    return {"type": "speech.audio.done", "usage": usage(reply), "finish_reason": reply.finish}
 
 
 async def told_of_faults(events: AsyncGenerator[str, None], until: float = math.inf) -> AsyncGenerator[str, None]:
@@ -124,7 +129,8 @@ async def transcript_events(
                 case Words(_, text):
                     yield event({"type": "transcript.text.delta", "delta": text})
                 case Reply():
-                    yield event({"type": "transcript.text.done", **transcript(piece).model_dump()})
+                    done = {"type": "transcript.text.done", **transcript(piece).model_dump()}
+                    yield event({**done, "finish_reason": piece.finish})
 
 
 def slices(data: bytes) -> Iterator[str]:

@@ -19,7 +19,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from serve import visits, wire
-from serve.errors import ApiError, from_http, from_validation
+from serve.errors import FULL_HEADER, ApiError, from_http, from_validation
 from serve.events import (
     chat_events,
     live_speech_events,
@@ -56,6 +56,7 @@ _EVENTS: dict[str, Any] = {"text/event-stream": {}}
 _SOUND = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in wire.MEDIA_TYPES.values()}
 _TEXTS = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/x-subrip", "text/vtt")}
 """What /openapi.json says of replies that are no JSON."""
+FINISH_HEADER = "x-speechgpt-finish-reason"
 
 
 class Access(NamedTuple):
@@ -243,8 +244,8 @@ def create_app(
             return StreamingResponse(speech_bytes(pieces), media_type=media_type)
         said = await current.speak(request)
         if request.stream_format == "sse":
-            return _stream(speech_events(said.data, _speech_usage(said.reply)))
-        return Response(said.data, media_type=media_type)
+            return _stream(speech_events(said.data, said.reply, _speech_usage))
+        return Response(said.data, media_type=media_type, headers=_finish(said.reply))
 
     @app.post(
         "/v1/audio/transcriptions",
@@ -272,7 +273,11 @@ def _told(connection: HTTPConnection, error: Exception) -> Response:
     if connection.scope["type"] == "websocket":
         # `Guard` knows how a session is refused; the framework would leave it without an answer.
         raise error
-    return error.response()
+    response = error.response()
+    if visits.current().trial:
+        # The bundle that serves may have room.
+        del response.headers[FULL_HEADER]
+    return response
 
 
 def _model(served: Served, name: str) -> wire.Model:
@@ -327,20 +332,25 @@ def _transcript(reply: Reply) -> wire.Transcript:
 
 
 def _transcription(written: WrittenSpeech, format: wire.TranscriptFormat) -> Response:
-    text = written.reply.text or ""
+    text, headers = written.reply.text or "", _finish(written.reply)
     match format:
         case "json":
-            return JSONResponse(_transcript(written.reply).model_dump())
+            return JSONResponse(_transcript(written.reply).model_dump(), headers=headers)
         case "text":
-            return PlainTextResponse(f"{text}\n")
+            return PlainTextResponse(f"{text}\n", headers=headers)
         case "srt":
-            return PlainTextResponse(srt(text, written.seconds), media_type="application/x-subrip")
+            return PlainTextResponse(srt(text, written.seconds), media_type="application/x-subrip", headers=headers)
         case "vtt":
-            return PlainTextResponse(vtt(text, written.seconds), media_type="text/vtt")
+            return PlainTextResponse(vtt(text, written.seconds), media_type="text/vtt", headers=headers)
         case "verbose_json":
             usage = wire.DurationUsage(seconds=round(written.seconds, 3))
             body = wire.VerboseTranscript(language=LANGUAGE, duration=usage.seconds, text=text, usage=usage)
-            return JSONResponse(body.model_dump())
+            return JSONResponse(body.model_dump(), headers=headers)
+
+
+def _finish(reply: Reply) -> dict[str, str]:
+    """OpenAI's transcripts and speech have no field for it: `length` where what was asked for is longer."""
+    return {FINISH_HEADER: reply.finish}
 
 
 _UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}

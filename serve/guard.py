@@ -186,6 +186,10 @@ class ApiKey:
             if refusal := await self.limits.count(key.id, key.allowance):
                 raise refusal.told(key.allowance)
 
+        async def quota() -> None:
+            if refusal := await self.limits.spent(key.id, key.allowance):
+                raise refusal.told(key.allowance)
+
         async def keep() -> None:
             while True:
                 await asyncio.sleep(_RENEWAL_SECONDS)
@@ -194,7 +198,7 @@ class ApiKey:
         entered = await self.limits.enter(key.id, key.allowance, self.lease_seconds)
         if isinstance(entered, Refusal):
             raise entered.told(key.allowance)
-        lease, visit.turn = entered, turn
+        lease, visit.turn, visit.quota = entered, turn, quota
         visit.charge = partial(self.limits.charge, key.id)
         renewal = asyncio.create_task(keep()) if lasting else None
         try:
@@ -216,7 +220,7 @@ def _token(headers: Headers) -> str:
         return credentials.strip()
     if scheme.lower() == "basic":
         # Browsers add Basic credentials by themselves, also to requests that another site makes them send.
-        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        if _of_another_site(headers):
             return ""
         try:
             return base64.b64decode(credentials, validate=True).decode().partition(":")[2].strip()
@@ -224,6 +228,14 @@ def _token(headers: Headers) -> str:
             return ""
     offered = (name.strip() for name in headers.get("sec-websocket-protocol", "").split(","))
     return next((name.removeprefix(SUBPROTOCOL) for name in offered if name.startswith(SUBPROTOCOL)), "")
+
+
+def _of_another_site(headers: Headers) -> bool:
+    """Whether a browser says so; to addresses without TLS it does not send `Sec-Fetch-Site`."""
+    if site := headers.get("sec-fetch-site"):
+        return site not in ("same-origin", "none")
+    origin = headers.get("origin")
+    return origin is not None and origin.partition("://")[2] != headers.get("host")
 
 
 class BodyLimit:

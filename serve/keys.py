@@ -29,6 +29,8 @@ KEYS_VARIABLE = "SPEECHGPT_API_KEYS"
 ENVIRONMENT_ID = "0" * 12
 """Id, in the audit log, of the key in KEY_VARIABLE."""
 _PREFIX = "sk"
+_READ_SECONDS = 1.0
+"""How long requests wait for the file when it is read again."""
 
 logger = logging.getLogger("ray.serve")
 
@@ -148,17 +150,14 @@ class KeyRing:
         self._clock = clock
         self._read_at = clock()
         self._keys = self._read() if address else {}
+        self._reading: asyncio.Task[None] | None = None
+        self._wait_until = 0.0
 
     async def find(self, token: str) -> Key | None:
         """The valid key that `token` is, or None."""
         now = self._clock()
         if self._address and now - self._read_at >= self._refresh_seconds:
-            # Set first: requests that come meanwhile go on with what is known.
-            self._read_at = now
-            try:
-                self._keys = await asyncio.to_thread(self._read)
-            except KeysError as error:
-                logger.error("%s; the keys of before hold on", error)
+            await self._refreshed(now)
         digest = hash_key(token)
         if self._environment_hash and hmac.compare_digest(digest, self._environment_hash):
             return Key(id=ENVIRONMENT_ID, name=KEY_VARIABLE, sha256=digest, created=0)
@@ -166,6 +165,22 @@ class KeyRing:
         # The same work whether or not the id is known.
         same = hmac.compare_digest(digest, known.sha256 if known else "0" * 64)
         return known if known and same and known.valid(now) else None
+
+    async def _refreshed(self, now: float) -> None:
+        """The file is read once for all who come meanwhile. Who comes to a store that does not answer goes on with
+        what is known."""
+        clock = asyncio.get_running_loop().time
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read_again(now))
+            self._wait_until = clock() + _READ_SECONDS
+        await asyncio.wait({self._reading}, timeout=max(0.0, self._wait_until - clock()))
+
+    async def _read_again(self, now: float) -> None:
+        try:
+            self._keys = await asyncio.to_thread(self._read)
+        except KeysError as error:
+            logger.error("%s; the keys of before hold on", error)
+        self._read_at = now
 
     def _read(self) -> dict[str, Key]:
         return {key.id: key for key in read(self._address).keys}

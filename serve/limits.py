@@ -81,6 +81,18 @@ class Limits:
 
     def count(self, key: str, allowance: Allowance) -> Refusal | None:
         """Count a request that needs no place of its own: an answer within a session."""
+        if refusal := self.spent(key, allowance):
+            return refusal
+        use = self._use(key, allowance, self._clock())
+        if allowance.requests_per_minute is not None:
+            level = use.level or 0.0
+            if level < 1:
+                return Refusal("requests_per_minute", (1 - level) * 60 / allowance.requests_per_minute)
+            use.level = level - 1
+        return None
+
+    def spent(self, key: str, allowance: Allowance) -> Refusal | None:
+        """A quota that is; nothing is counted."""
         now = self._clock()
         use = self._use(key, allowance, now)
         quotas: tuple[tuple[Limit, float | None, float], ...] = (
@@ -90,11 +102,6 @@ class Limits:
         for limit, most, used in quotas:
             if most is not None and used >= most:
                 return Refusal(limit, (use.day + 1) * DAY - now)
-        if allowance.requests_per_minute is not None:
-            level = use.level or 0.0
-            if level < 1:
-                return Refusal("requests_per_minute", (1 - level) * 60 / allowance.requests_per_minute)
-            use.level = level - 1
         return None
 
     def charge(self, key: str, audio_seconds: float, tokens: int) -> None:
@@ -131,6 +138,8 @@ class Counting(Protocol):
 
     async def count(self, key: str, allowance: Allowance) -> Refusal | None: ...
 
+    async def spent(self, key: str, allowance: Allowance) -> Refusal | None: ...
+
     def charge(self, key: str, audio_seconds: float, tokens: int) -> None: ...
 
     def renew(self, key: str, lease: Lease, seconds: float) -> None: ...
@@ -141,7 +150,7 @@ class Counting(Protocol):
 class SharedLimits:
     """The one Limits of the cluster (`shared`).
 
-    Without it nobody with a limit is let in: `enter` and `count` raise ApiError 503, worth a retry.
+    Without it nobody with a limit is let in: `enter`, `count` and `spent` raise ApiError 503, worth a retry.
     """
 
     def __init__(self) -> None:
@@ -155,6 +164,9 @@ class SharedLimits:
 
     async def count(self, key: str, allowance: Allowance) -> Refusal | None:
         return await told(self._actor.count.remote(key, allowance), "count requests")
+
+    async def spent(self, key: str, allowance: Allowance) -> Refusal | None:
+        return await told(self._actor.spent.remote(key, allowance), "look at quotas")
 
     def charge(self, key: str, audio_seconds: float, tokens: int) -> None:
         self._actor.charge.remote(key, audio_seconds, tokens)

@@ -54,7 +54,7 @@ class Dictate:
 
 @dataclass(frozen=True)
 class Read:
-    """Text to be said, as units."""
+    """Text to be said, as units; a long one in pieces, each as if it were alone (see `sentences.sayable`)."""
 
     text: str
     sampling: Sampling
@@ -191,16 +191,33 @@ class Prompter:
 
     async def unfold(self, task: Task, first: int = FEWEST) -> AsyncGenerator[Unfolded, None]:
         """The reply as it is generated. Closing this stops the generation. first: units that come together first."""
+        prompts: list[Prompt] = []
+        for part in _parts(task):
+            prompt = self.prompt(part)
+            if isinstance(prompt, TooLong):
+                yield prompt
+                return
+            prompts.append(prompt)
+        pacing, replies = Pacing(first), []
+        for prompt in prompts:
+            async with aclosing(self._unfold(prompt, pacing)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Reply):
+                        replies.append(piece)
+                    else:
+                        yield piece
+        for units in pacing.finish():
+            yield Units(units)
+        yield _joined(replies)
+
+    async def _unfold(self, prompt: Prompt, pacing: Pacing) -> AsyncGenerator[Words | Units | Reply, None]:
+        """The units that `pacing` keeps back are not told."""
         from speechgpt.language.unfolding import Unfolding
 
-        prompt = self.prompt(task)
-        if isinstance(prompt, TooLong):
-            yield prompt
-            return
         seed = secrets.randbits(31) if prompt.sampling.seed is None else prompt.sampling.seed
         drawn = prompt.sampling
         request = Request(prompt.ids, prompt.kind, drawn.generation, seed, self._seconds, drawn.adapter)
-        unfolding, pacing = Unfolding(self._wording.vocabulary, prompt.kind), Pacing(first)
+        unfolding = Unfolding(self._wording.vocabulary, prompt.kind)
         async with aclosing(self._engine.tokens(request)) as tokens:
             async for few in tokens:
                 for piece in _pieces(unfolding, pacing, few):
@@ -208,8 +225,6 @@ class Prompter:
         rest, answer = unfolding.finish()
         for words in rest:
             yield Words(words.field, words.text)
-        for units in pacing.finish():
-            yield Units(units)
         count = self._wording.vocabulary.encode_plain
         yield Reply(
             answer.transcript,
@@ -261,6 +276,31 @@ class Prompter:
             return TooLong(len(ids), self._wording.context)
         heard = len(self._wording.vocabulary.units(ids))
         return Prompt(tuple(ids), kind, sampling, len(ids) - heard, heard)
+
+
+def _parts(task: Task) -> list[Task]:
+    if not isinstance(task, Read):
+        return [task]
+    from speechgpt.language.sentences import sayable
+
+    return [replace(task, text=text) for text in sayable(task.text)]
+
+
+def _joined(replies: list[Reply]) -> Reply:
+    """Of the parts of one task."""
+    if len(replies) == 1:
+        return replies[0]
+    return Reply(
+        transcript=None,
+        text=None,
+        units=[unit for reply in replies for unit in reply.units],
+        well_formed=all(reply.well_formed for reply in replies),
+        finish="length" if any(reply.finish == "length" for reply in replies) else "stop",
+        prompt_text_tokens=sum(reply.prompt_text_tokens for reply in replies),
+        prompt_audio_tokens=sum(reply.prompt_audio_tokens for reply in replies),
+        text_tokens=sum(reply.text_tokens for reply in replies),
+        audio_tokens=sum(reply.audio_tokens for reply in replies),
+    )
 
 
 def _pieces(unfolding: "Unfolding", pacing: Pacing, tokens: list[int]) -> list[Words | Units]:

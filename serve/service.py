@@ -233,8 +233,7 @@ class Service:
                 400, f"language: this model hears {LANGUAGE!r} only", code="unsupported_value", param="language"
             )
         heard = await self.hear(clip, "file")
-        generation = self._generation.model_copy(update={"temperature": request.temperature or 0.0})
-        return Dictate(heard.units, self._drawn(generation)), heard.seconds
+        return self._dictate(heard, request.temperature or 0.0), heard.seconds
 
     async def speak(self, request: SpeechRequest) -> SaidText:
         reply = await self._reply(self._reading(request), "input")
@@ -271,12 +270,14 @@ class Service:
         return heard
 
     async def write_down(self, heard: Heard, param: str) -> str:
-        return (await self.dictate(heard, param)).text or ""
+        """The words of what was heard."""
+        return (await self._reply(self._dictate(heard, 0.0), param)).text or ""
 
-    async def dictate(self, heard: Heard, param: str) -> Reply:
-        """The words of what was heard, as `text`."""
-        greedy = self._generation.model_copy(update={"temperature": 0.0})
-        return await self._reply(Dictate(heard.units, self._drawn(greedy)), param)
+    def _dictate(self, heard: Heard, temperature: float) -> Dictate:
+        # The words of an answer have a limit of their own, so that there is room for its units; here all is words.
+        tokens = self._generation.max_new_tokens
+        changes = {"temperature": temperature, "max_text_tokens": tokens}
+        return Dictate(heard.units, self._drawn(self._generation.model_copy(update=changes)))
 
     async def recall(self, audio_id: str) -> Exchange | None:
         return await self._memory.recall(_of_key(audio_id))

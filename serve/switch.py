@@ -75,6 +75,7 @@ class Switch:
         visit = visits.current()
         if not visit.bundle:
             visit.bundle = self._choose()
+            visit.trial = visit.bundle != self._target["serving"]["digest"]
             self._tally.begin(visit.bundle)
         return self._services[visit.bundle]
 

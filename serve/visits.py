@@ -27,8 +27,9 @@ class Visit:
     tokens: of prompts and answers together, as `usage.total_tokens`. stream_until: `time.monotonic()` at which a
     streamed answer ends itself, with words, before the deadline cuts it off.
     turn: to be awaited before each answer of a session that has several; raises ApiError 429 when the key's rate or
-    quota is spent. charge: told at once of each use, seconds and tokens.
-    bundle: digest of the one that it stays with, "" until it is given one. asked, failed: whether it came to the
+    quota is spent. quota: the same before sound is heard that nobody may answer, quotas alone.
+    charge: told at once of each use, seconds and tokens.
+    bundle: digest of the one that it stays with, "" until it is given one; trial: which is a canary. asked, failed: whether it came to the
     bundle's models, and whether they failed it. worked: seconds they took since it last heard a sound.
     """
 
@@ -39,8 +40,10 @@ class Visit:
     tokens: int = 0
     stream_until: float = math.inf
     turn: Callable[[], Awaitable[None]] = _no_limit
+    quota: Callable[[], Awaitable[None]] = _no_limit
     charge: Callable[[float, int], None] = _no_charge
     bundle: str = ""
+    trial: bool = False
     asked: bool = False
     failed: bool = False
     worked: float = 0.0

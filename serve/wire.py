@@ -12,6 +12,8 @@ ChatAudioFormat = Literal["wav", "mp3", "flac", "opus", "aac", "pcm16"]
 SpeechFormat = Literal["wav", "mp3", "flac", "opus", "aac", "pcm"]
 TranscriptFormat = Literal["json", "text", "verbose_json", "srt", "vtt"]
 SampleRate = Literal[16000, 24000]
+MOST_MESSAGES = 1000
+"""Of one request: each is work before the first is answered."""
 MEDIA_TYPES = {
     "wav": "audio/wav",
     "mp3": "audio/mpeg",
@@ -173,10 +175,11 @@ class ChatRequest(Request):
     }
 
     model: str
-    messages: list[Message] = Field(min_length=1)
-    modalities: list[Literal["text", "audio"]] = Field(default=["text"], min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
+    modalities: list[Literal["text", "audio"]] | None = Field(None, min_length=1)
+    """Left out: text alone."""
     audio: AudioOptions | None = None
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -195,11 +198,11 @@ class ChatRequest(Request):
 
     @property
     def wants_audio(self) -> bool:
-        return "audio" in self.modalities
+        return "audio" in (self.modalities or [])
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ChatRequest":
-        if self.wants_audio and "text" not in self.modalities:
+        if self.wants_audio and "text" not in (self.modalities or []):
             raise _wrong("modalities", 'take ["text"] or ["text", "audio"]: a spoken answer comes with its text')
         if self.wants_audio and self.audio is None:
             raise _wrong("audio", "is required when modalities has audio", "missing_required_parameter")

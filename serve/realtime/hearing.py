@@ -1,10 +1,13 @@
 """Making units, and where they are needed words, of the sound in a session's items."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from serve import visits
+from serve.dialogue import CLIPS_AT_ONCE
 from serve.errors import ApiError, described
 from serve.realtime.conversation import Item, unwritten
 from serve.service import Service
@@ -28,6 +31,7 @@ class Hearing:
         self._service = service
         self._post = post
         self._start = start
+        self._places = asyncio.Semaphore(CLIPS_AT_ONCE)
         self._tasks: dict[str, asyncio.Task[ApiError | None]] = {}
 
     @property
@@ -55,7 +59,8 @@ class Hearing:
             raise error
         for part in unwritten(items):
             assert part.heard is not None
-            part.text = await self._service.write_down(part.heard, "input")
+            async with self._place():
+                part.text = await self._service.write_down(part.heard, "input")
 
     def write_down(self, item: Item) -> None:
         """Begin the transcription that a session has asked for, of a turn that no response has written down."""
@@ -71,18 +76,26 @@ class Hearing:
         told = {"transcript": part.text or "", "usage": {"type": "duration", "seconds": round(part.seconds, 3)}}
         self._post({"type": f"{_KIND}.completed", "item_id": item.id, "content_index": 0, **told})
 
+    @contextlib.asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """For one piece of work. Raises ApiError where the key's quota is spent: not all that is heard is answered,
+        which would be counted."""
+        async with self._places:
+            await visits.current().quota()
+            yield
+
     async def _heard(self, item: Item, waves: "dict[int, np.ndarray]") -> ApiError | None:
         """Makes units of an item's sound. Returns why it cannot."""
         from speechgpt.speech.audio import encode
 
         try:
             for place, wave in waves.items():
-                item.parts[place].heard = await self._service.hear(encode(wave, "wav"), "audio")
+                async with self._place():
+                    item.parts[place].heard = await self._service.hear(encode(wave, "wav"), "audio")
         except ApiError as error:
             return error
         except Exception as error:  # noqa: BLE001 - logged in words of our own
-            logger.error("a turn could not be heard: %s", described(error))
-            return ApiError(500, "The server failed to hear this; its log has the reason.", code="internal_error")
+            return _unheard(error)
         self._tasks.pop(item.id, None)
         return None
 
@@ -94,8 +107,19 @@ class Hearing:
             if part.heard is None:
                 return
             if part.text is None:
-                part.text = (await self._service.dictate(part.heard, "audio")).text or ""
+                async with self._place():
+                    part.text = await self._service.write_down(part.heard, "audio")
             self.transcribed(item)
         except ApiError as error:
-            told = {"item_id": item.id, "content_index": 0, "error": {**error.body()["error"]}}
-            self._post({"type": f"{_KIND}.failed", **told})
+            self._failed(item, error)
+        except Exception as error:  # noqa: BLE001 - logged in words of our own
+            self._failed(item, _unheard(error))
+
+    def _failed(self, item: Item, error: ApiError) -> None:
+        told = {"item_id": item.id, "content_index": 0, "error": error.body()["error"]}
+        self._post({"type": f"{_KIND}.failed", **told})
+
+
+def _unheard(error: Exception) -> ApiError:
+    logger.error("a turn could not be heard: %s", described(error))
+    return ApiError(500, "The server failed to hear this; its log has the reason.", code="internal_error")

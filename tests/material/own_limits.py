@@ -16,6 +16,9 @@ class OwnLimits:
     async def count(self, key: str, allowance: Allowance) -> Refusal | None:
         return self._limits.count(key, allowance)
 
+    async def spent(self, key: str, allowance: Allowance) -> Refusal | None:
+        return self._limits.spent(key, allowance)
+
     def charge(self, key: str, audio_seconds: float, tokens: int) -> None:
         self._limits.charge(key, audio_seconds, tokens)
 

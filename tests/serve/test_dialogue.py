@@ -112,21 +112,28 @@ def test_instructions_are_no_turns_and_keep_their_places() -> None:
 
 
 class Slow(Ears):
-    """Takes its time, and notes who is heard at the same time, and who is given up."""
+    """Takes its time, and notes who is heard or written down at the same time, and who is given up."""
 
     together, most, given_up = 0, 0, 0
 
     async def hear(self, clip: bytes, param: str) -> Heard:
+        await self._work(0.01 if clip[0] else 60)
+        return await super().hear(clip, param)
+
+    async def write_down(self, heard: Heard, param: str) -> str:
+        await self._work(0.01)
+        return await super().write_down(heard, param)
+
+    async def _work(self, seconds: float) -> None:
         self.together += 1
         self.most = max(self.most, self.together)
         try:
-            await asyncio.sleep(0.01 if clip[0] else 60)
+            await asyncio.sleep(seconds)
         except asyncio.CancelledError:
             self.given_up += 1
             raise
         finally:
             self.together -= 1
-        return await super().hear(clip, param)
 
 
 def test_sound_of_one_request_is_limited_and_heard_a_few_clips_at_a_time() -> None:
@@ -134,6 +141,10 @@ def test_sound_of_one_request_is_limited_and_heard_a_few_clips_at_a_time() -> No
     ears = Slow()
     assert turns([user(*[recording(1, 2)] * 24)], ears)[0].text
     assert 1 < ears.most <= 4
+    ears = Slow()
+    answered = [user(recording(1, 2)), {"role": "assistant", "content": "one"}]
+    assert turns([*answered * 12, user(recording(1))], ears)[0].text == "1 2"
+    assert 1 < ears.most <= 4 and len(ears.written) == 12
     ears = Slow()
     with pytest.raises(ApiError) as refused:
         turns([user(recording(0), *[recording(1, 2)] * 500)], ears)

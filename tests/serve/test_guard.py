@@ -129,6 +129,14 @@ def test_the_key_opens(guarded: TestClient) -> None:
 def test_another_site_cannot_use_the_browsers_key(guarded: TestClient) -> None:
     assert guarded.get("/v1/models", headers=basic(KEY) | {"sec-fetch-site": "cross-site"}).status_code == 401
     assert guarded.get("/v1/models", headers=basic(KEY) | {"sec-fetch-site": "same-origin"}).status_code == 200
+    # Without TLS a browser tells where a page came from by its origin alone.
+    for origin, status in (("http://elsewhere.example", 401), ("null", 401), ("http://testserver", 200)):
+        assert guarded.get("/v1/models", headers=basic(KEY) | {"origin": origin}).status_code == status
+    with (
+        pytest.raises(WebSocketDenialResponse),
+        guarded.websocket_connect("/v1/realtime", headers=basic(KEY) | {"origin": "http://elsewhere.example"}),
+    ):
+        pass
 
 
 def test_the_body_limit_is_exact(guarded: TestClient) -> None:

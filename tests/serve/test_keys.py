@@ -4,11 +4,14 @@ import asyncio
 import json
 import logging
 import multiprocessing
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from serve import keys
 from serve.keys import Allowance, Key, KeyFile, KeyRing, KeysError, change, hash_key, new_key, read
 from serve.keys_command import app
 
@@ -62,6 +65,54 @@ def test_a_file_that_breaks_leaves_the_keys_as_they_were(tmp_path: Path, caplog:
     assert found(ring, token) is None
     with pytest.raises(KeysError, match="speechgpt keys add"):
         KeyRing(str(tmp_path / "none.json"), None, 1)
+
+
+def test_nobody_comes_in_by_a_revoked_key_while_the_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, kept = new_key("me", Allowance(), NOW)
+    file = tmp_path / "keys.json"
+    file.write_text(KeyFile(keys=(kept,)).model_dump_json())
+    now = [NOW]
+    ring = KeyRing(str(file), None, 10, lambda: now[0])
+    now[0] += 10
+    file.write_text(KeyFile().model_dump_json())
+    reads = []
+
+    def slowly(address: str) -> KeyFile:
+        reads.append(time.sleep(0.2))
+        return read(address)
+
+    async def crowd() -> list[Key | None]:
+        return await asyncio.gather(*(ring.find(token) for _ in range(8)))
+
+    monkeypatch.setattr(keys, "read", slowly)
+    assert asyncio.run(crowd()) == [None] * 8 and len(reads) == 1
+
+
+def test_a_store_that_does_not_answer_keeps_nobody_waiting_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, kept = new_key("me", Allowance(), NOW)
+    file = tmp_path / "keys.json"
+    file.write_text(KeyFile(keys=(kept,)).model_dump_json())
+    ring = KeyRing(str(file), None, 0, lambda: NOW)
+    answered = threading.Event()
+
+    def never(address: str) -> KeyFile:
+        answered.wait(30)
+        return read(address)
+
+    async def one_after_the_other() -> float:
+        began = time.monotonic()
+        for _ in range(20):
+            assert await ring.find(token) == kept
+        waited = time.monotonic() - began
+        answered.set()
+        return waited
+
+    monkeypatch.setattr(keys, "read", never)
+    assert asyncio.run(one_after_the_other()) < 5, "a second once, not for each"
 
 
 def test_the_verb_shows_a_key_once_and_keeps_its_hash(tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def test_replicas_count_together(ray_cluster: None) -> None:
             self.limits = SharedLimits()
 
         async def enter(self, key: str, allowance: Allowance) -> Lease | Refusal:
+            await self.limits.started()
             return await self.limits.enter(key, allowance, 60)
 
         async def charge(self, key: str, tokens: int) -> None:

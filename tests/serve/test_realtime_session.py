@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from starlette.testclient import TestClient, WebSocketDenialResponse, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
+from serve.encoder import Heard
 from serve.gateway import Access, create_app
 from serve.keys import Allowance, KeyFile, KeyRing, hash_key, new_key
 from serve.memory import OwnMemory
@@ -505,14 +506,18 @@ def test_who_is_refused_is_told_before_the_session_opens(service: Service) -> No
         assert json.loads(socket.receive_text())["type"] == "session.created"
 
 
-def test_each_answer_counts_for_its_key(service: Service, tmp_path: Path) -> None:
-    key, kept = new_key("one", Allowance(requests_per_minute=2), time.time())
-    (tmp_path / "keys.json").write_text(KeyFile(keys=(kept,)).model_dump_json())
-    access = Access(KeyRing(str(tmp_path / "keys.json"), None, 1), OwnLimits())
+@contextmanager
+def keyed(service: Service, folder: Path, allowance: Allowance) -> Iterator[Client]:
+    key, kept = new_key("one", allowance, time.time())
+    (folder / "keys.json").write_text(KeyFile(keys=(kept,)).model_dump_json())
+    access = Access(KeyRing(str(folder / "keys.json"), None, 1), OwnLimits())
     http = TestClient(create_app(lambda: service, list, service.serving, access))
-    headers = {"authorization": f"Bearer {key}"}
-    with opened(http, headers=headers) as socket:
-        client = Client(socket)
+    with opened(http, headers={"authorization": f"Bearer {key}"}) as socket:
+        yield Client(socket)
+
+
+def test_each_answer_counts_for_its_key(service: Service, tmp_path: Path) -> None:
+    with keyed(service, tmp_path, Allowance(requests_per_minute=2)) as client:
         client.send("session.update", session={"output_modalities": ["text"], "max_output_tokens": 4})
         statuses = []
         for _ in range(2):
@@ -522,6 +527,63 @@ def test_each_answer_counts_for_its_key(service: Service, tmp_path: Path) -> Non
             statuses.append((done["status"], (done["status_details"] or {}).get("error", {}).get("code")))
         # The session itself was the first request of the minute.
         assert statuses == [("incomplete", None), ("failed", "rate_limit_exceeded")]
+
+
+NOTED = {"type": "session.update", "session": {"audio": {"input": {"turn_detection": None, "transcription": {}}}}}
+WRITTEN = "conversation.item.input_audio_transcription"
+
+
+@pytest.mark.parametrize("allowance", [Allowance(audio_seconds_per_day=0.5), Allowance(tokens_per_day=1)])
+def test_a_session_that_wants_no_answers_is_heard_within_its_quota(
+    service: Service, tmp_path: Path, allowance: Allowance
+) -> None:
+    with keyed(service, tmp_path, allowance) as client:
+        client.send(**NOTED)
+        client.speak(voice(1))
+        client.send("input_audio_buffer.commit")
+        client.until(f"{WRITTEN}.completed" if allowance.tokens_per_day else f"{WRITTEN}.failed")
+        client.speak(voice(1))
+        client.send("input_audio_buffer.commit")
+        assert client.until(f"{WRITTEN}.failed")["error"]["code"] == "insufficient_quota"
+
+
+def test_a_session_is_heard_a_few_turns_at_a_time(
+    connect: Callable[..., Any], service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, together, most = service.hear, 0, 0
+
+    async def slowly(clip: bytes, param: str) -> Heard:
+        nonlocal together, most
+        together += 1
+        most = max(most, together)
+        await asyncio.sleep(0.05)
+        together -= 1
+        return await heard(clip, param)
+
+    monkeypatch.setattr(service, "hear", slowly)
+    with connect() as client:
+        client.send(**NOTED)
+        for _ in range(12):
+            client.speak(voice(0.3))
+            client.send("input_audio_buffer.commit")
+        for _ in range(12):
+            client.until(f"{WRITTEN}.completed")
+    assert 1 < most <= 4
+
+
+def test_a_turn_that_the_service_fails_to_write_down_is_told(
+    connect: Callable[..., Any], service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(heard: Heard, param: str) -> str:
+        raise RuntimeError("a secret of the inside")
+
+    monkeypatch.setattr(service, "write_down", broken)
+    with connect() as client:
+        client.send(**NOTED)
+        client.speak(voice(1))
+        client.send("input_audio_buffer.commit")
+        error = client.until(f"{WRITTEN}.failed")["error"]
+    assert error["code"] == "internal_error" and "secret" not in error["message"]
 
 
 def test_a_replica_that_goes_lets_answers_end(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,12 @@ import soundfile
 from own_limits import OwnLimits
 from starlette.testclient import TestClient
 
-from serve.gateway import Access, create_app
+from serve.gateway import FINISH_HEADER, Access, create_app
 from serve.keys import Allowance, KeyFile, KeyRing, new_key
 from serve.pacing import FEWEST
 from serve.service import Service
+from serve.wire import MOST_MESSAGES
+from speechgpt.language.sentences import sayable
 from speechgpt.speech.audio import FRAME, decode, encode
 
 
@@ -52,6 +54,10 @@ def error(reply: Any, status: int = 400) -> dict[str, Any]:
     body = reply.json()["error"]
     assert set(body) == {"message", "type", "param", "code"} and body["message"]
     return body
+
+
+def events(stream: str) -> list[dict[str, Any]]:
+    return [json.loads(line.removeprefix("data: ")) for line in stream.split("\n\n") if line]
 
 
 CHAT, SPEECH, TRANSCRIPTIONS = "/v1/chat/completions", "/v1/audio/speech", "/v1/audio/transcriptions"
@@ -133,6 +139,7 @@ def test_unusual_audio_is_answered(http: TestClient, clip: bytes) -> None:
             "messages.0.content.0.input_audio.data",
             "missing_required_parameter",
         ),
+        ({"messages": [{"role": "user", "content": "a"}] * (MOST_MESSAGES + 1)}, "messages", "invalid_value"),
         ({"modalities": ["text", "audio"]}, "audio", "missing_required_parameter"),
         ({"modalities": ["audio"], "audio": {"voice": "alloy", "format": "wav"}}, "modalities", "invalid_value"),
         (
@@ -179,6 +186,7 @@ def test_what_chat_cannot_do_is_refused(http: TestClient, changes: dict[str, Any
     [
         {"n": 1, "stop": None, "tools": [], "user": "me", "metadata": {"a": "b"}},
         {"top_k": 5, "seed": 1, "temperature": 0.5},
+        {"stream": None, "modalities": None, "audio": None, "stream_options": None},
     ],
 )
 def test_parameters_that_ask_nothing_are_let_by(http: TestClient, changes: dict[str, Any]) -> None:
@@ -234,12 +242,13 @@ def test_a_streamed_answer_is_the_whole_one(http: TestClient) -> None:
 
 def test_a_streamed_transcript_comes_in_pieces_and_is_the_whole_one(http: TestClient) -> None:
     files = {"file": ("a.wav", wav(tone(1.5)))}
-    whole = http.post(TRANSCRIPTIONS, data={"model": "tiny"}, files=files).json()
-    reply = http.post(TRANSCRIPTIONS, data={"model": "tiny", "stream": "true"}, files=files).text
-    *deltas, done = [json.loads(line.removeprefix("data: ")) for line in reply.split("\n\n") if line]
+    at_once = http.post(TRANSCRIPTIONS, data={"model": "tiny"}, files=files)
+    whole = at_once.json()
+    reply = http.post(TRANSCRIPTIONS, data={"model": "tiny", "stream": "true"}, files=files)
+    *deltas, done = events(reply.text)
     assert {delta["type"] for delta in deltas} == {"transcript.text.delta"} and len(deltas) > 1
     assert "".join(delta["delta"] for delta in deltas) == whole["text"]
-    assert done == {"type": "transcript.text.done", **whole}
+    assert done == {"type": "transcript.text.done", "finish_reason": at_once.headers[FINISH_HEADER], **whole}
 
 
 def test_instructions_are_taken_and_said_to_have_no_effect(http: TestClient) -> None:
@@ -390,10 +399,38 @@ def test_speech_formats_hold_the_same_sound(http: TestClient) -> None:
 def test_speech_as_events(http: TestClient) -> None:
     body = {"model": "tiny", "input": "hello", "voice": "alloy", "response_format": "pcm"}
     reply = http.post(SPEECH, json=body | {"stream_format": "sse"})
-    *deltas, done = [json.loads(line.removeprefix("data: ")) for line in reply.text.split("\n\n") if line]
+    *deltas, done = events(reply.text)
     assert {delta["type"] for delta in deltas} == {"speech.audio.delta"}
     assert done["type"] == "speech.audio.done" and done["usage"]["output_tokens"] > 0
     assert b"".join(base64.b64decode(delta["audio"]) for delta in deltas) == http.post(SPEECH, json=body).content
+
+
+def test_long_text_is_said_whole(http: TestClient) -> None:
+    """As if each piece that a model can say at once had been asked for alone."""
+    pieces = [f"{'what is two plus three and ' * 4}{end}" for end in ("five.", "six.", "seven.")]
+    assert sayable(" ".join(pieces)) == pieces
+    told = [
+        http.post(SPEECH, json={"model": "tiny", "voice": "default", "input": said, "stream_format": "sse"})
+        for said in (*pieces, " ".join(pieces))
+    ]
+    *parts, whole = [events(reply.text)[-1]["usage"] for reply in told]
+    assert whole == {name: sum(part[name] for part in parts) for name in whole}
+
+
+def test_it_is_told_when_there_is_more(service: Service) -> None:
+    """A transcript or speech that the limit of tokens has cut."""
+    short = service._generation.model_copy(update={"max_new_tokens": 3})
+    cut = Service(service.served, service._pipeline, service._memory, service.serving, short)
+    http = TestClient(create_app(lambda: cut, list, service.serving, None))
+    asked = {"model": "tiny", "voice": "default", "input": "what is two plus three"}
+    assert http.post(SPEECH, json=asked | {"response_format": "wav"}).headers[FINISH_HEADER] == "length"
+    assert events(http.post(SPEECH, json=asked | {"stream_format": "sse"}).text)[-1]["finish_reason"] == "length"
+    files = {"file": ("a.wav", wav(tone(1.5)))}
+    for format in ("json", "srt"):
+        reply = http.post(TRANSCRIPTIONS, data={"model": "tiny", "response_format": format}, files=files)
+        assert reply.headers[FINISH_HEADER] == "length"
+    reply = http.post(TRANSCRIPTIONS, data={"model": "tiny", "stream": "true"}, files=files)
+    assert events(reply.text)[-1]["finish_reason"] == "length"
 
 
 def test_a_body_in_chunks_is_cut_off_at_the_limit(http: TestClient) -> None:

@@ -60,11 +60,11 @@ class Service:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked += 1
         status, error = 200, None
-        if scope["path"] == "/limited":
+        if scope["path"].startswith("/limited"):
             error = ApiError(429, "Your key's own limit.", code="rate_limit_exceeded", retry_after=9)
-        elif scope["path"] == "/wrong":
+        elif scope["path"].startswith("/wrong"):
             error = ApiError(400, "This is no JSON.", code="invalid_json")
-        elif scope["method"] == "POST" and self.inside == 2:
+        elif scope["path"].endswith("/chat/completions") and self.inside == 2:
             error = ApiError(429, "The service is at capacity; try again shortly.", code="at_capacity", retry_after=3)
         if error:
             status = error.status
@@ -141,7 +141,7 @@ def test_of_a_crowd_as_many_get_in_as_there_are_places() -> None:
     asyncio.run(crowd())
 
 
-@pytest.mark.parametrize("path", ["/limited", "/wrong"])
+@pytest.mark.parametrize("path", ["/limited/chat/completions", "/wrong/chat/completions"])
 def test_the_refusals_of_one_client_shut_nobody_else_out(path: str) -> None:
     async def both() -> None:
         service = Service()
@@ -153,13 +153,27 @@ def test_the_refusals_of_one_client_shut_nobody_else_out(path: str) -> None:
     asyncio.run(both())
 
 
+def test_a_part_that_is_full_shuts_nobody_out_of_others() -> None:
+    async def both() -> None:
+        service = Service()
+        edge = Edge(service)
+        inside = [asyncio.create_task(ask(edge)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        assert [(await ask(edge))[0] for _ in range(2)] == [429, 429] and service.asked == 3
+        service.done.set()
+        assert (await ask(edge, "/v1/audio/speech"))[0] == 200
+        await asyncio.gather(*inside)
+
+    asyncio.run(both())
+
+
 def test_what_ends_badly_makes_no_room() -> None:
     async def crowd() -> None:
         service = Service()
         edge = Edge(service)
         inside = [asyncio.create_task(ask(edge)) for _ in range(2)]
         await asyncio.sleep(0.01)
-        late = asyncio.create_task(ask(edge, "/wrong"))
+        late = asyncio.create_task(ask(edge, "/wrong/chat/completions"))
         await asyncio.sleep(0)
         assert (await ask(edge))[0] == 429
         await late
