@@ -134,9 +134,10 @@ def test_whoever_speaks_interrupts(service_url: str, tiny_bundle: Path) -> None:
 
 
 def test_two_sessions_hear_only_their_own(service_url: str) -> None:
-    async def talk(glide: float) -> list[str]:
+    async def talk(glide: float) -> list[np.ndarray]:
+        """What two answers sound like, int16."""
         transcribed: Any = {"input": {"transcription": {"model": "tiny"}, "turn_detection": None}}
-        transcripts = []
+        heard: list[np.ndarray] = []
         async with session(service_url, audio=transcribed) as connection:
             # Untrained weights answer some questions without a sound.
             for number in range(12):
@@ -148,16 +149,19 @@ def test_two_sessions_hear_only_their_own(service_url: str) -> None:
                 assert len(mine) == 1
                 [created] = [e for e in events if e.type == "response.created"]
                 assert {named for e in events if (named := getattr(e, "response_id", None))} == {created.response.id}
-                if not any(e.type == "response.output_audio.delta" for e in events):
-                    continue
-                transcripts.append(created.response.id or "")
-                if len(transcripts) == 2:
+                data = b"".join(base64.b64decode(e.delta) for e in events if e.type == "response.output_audio.delta")
+                if data:
+                    heard.append(np.frombuffer(data, "<i2"))
+                if len(heard) == 2:
                     break
-        return transcripts
+        return heard
 
     async def both() -> None:
+        alone = [*await talk(150), *await talk(-60)]
+        assert len({sound.tobytes() for sound in alone}) == 4
         first, second = await asyncio.gather(talk(150), talk(-60))
-        assert len({*first, *second}) == 4
+        for sound, expected in zip([*first, *second], alone, strict=True):
+            np.testing.assert_allclose(sound, expected, rtol=0, atol=2)
 
     within(both())
 

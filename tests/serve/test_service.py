@@ -189,6 +189,20 @@ def test_requests_at_once_answer_as_alone(client: openai.OpenAI, recording: byte
         assert list(pool.map(answer, contents * 2)) == alone * 2
 
 
+def test_spoken_answers_at_once_sound_as_alone(client: openai.OpenAI, recording: bytes) -> None:
+    contents = [QUESTION, spoken(recording), "hello world", "what is three plus four", "is it cold"]
+
+    def sound(content: object) -> np.ndarray:
+        audio = ask(client, {"role": "user", "content": content}, **SPOKEN_REPLY).choices[0].message.audio
+        return decode(base64.b64decode(audio.data)) if audio else np.zeros(0)
+
+    alone = [sound(content) for content in contents]
+    assert len({wave.tobytes() for wave in alone if len(wave)}) > 1, "which one could take for another"
+    with ThreadPoolExecutor(8) as pool:
+        for wave, expected in zip(pool.map(sound, contents * 2), alone * 2, strict=True):
+            np.testing.assert_allclose(wave, expected, rtol=0, atol=2 / 32768)
+
+
 def test_replies_carry_bundle_and_request_id(service_url: str, service: object) -> None:
     reply = httpx.get(f"{service_url}/v1/models", headers={"x-request-id": "trace-7"})
     assert reply.headers["x-speechgpt-bundle"] == service.served.digest  # type: ignore[attr-defined]
