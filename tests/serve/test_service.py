@@ -198,7 +198,7 @@ def test_spoken_answers_at_once_sound_as_alone(client: openai.OpenAI, recording:
 
     alone = [sound(content) for content in contents]
     assert len({wave.tobytes() for wave in alone if len(wave)}) > 1, "which one could take for another"
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(4) as pool:
         for wave, expected in zip(pool.map(sound, contents * 2), alone * 2, strict=True):
             np.testing.assert_allclose(wave, expected, rtol=0, atol=2 / 32768)
 
