@@ -18,6 +18,7 @@ from speechgpt.runtime.corpora.names import fields, split_of
 from speechgpt.runtime.corpora.outcome import ManifestError, Problem
 from speechgpt.runtime.corpora.reading import LAYOUTS, read
 from speechgpt.runtime.files import read_bytes
+from speechgpt.runtime.inside_files import PlaceError, Stretch
 from speechgpt.runtime.recordings import read_manifests
 from speechgpt.runtime.workspace import Workspace
 
@@ -31,7 +32,8 @@ def sound(seed: int, seconds: float = 0.1, channels: int = 1) -> np.ndarray:
 
 def sound_bytes(seed: int, format: str = "FLAC", seconds: float = 0.1, channels: int = 1) -> bytes:
     buffer = io.BytesIO()
-    soundfile.write(buffer, sound(seed, seconds, channels), RATE, format=format, subtype="PCM_16")
+    subtype = None if format == "MP3" else "PCM_16"
+    soundfile.write(buffer, sound(seed, seconds, channels), RATE, format=format, subtype=subtype)
     return buffer.getvalue()
 
 
@@ -181,6 +183,32 @@ def test_lhotse(tmp_path):
     ]  # fmt: skip
     put(tmp_path / "cuts.jsonl.gz", packed[:-12])
     assert rows_of("lhotse", tmp_path / "cuts.jsonl.gz")[1][-1].detail.startswith("the compressed file is damaged")
+
+
+class FailingFile(io.BytesIO):
+    """Gives its first bytes, so many times as `answers` says, and then an error as a store does."""
+
+    def __init__(self, data: bytes, answers: int) -> None:
+        super().__init__(data)
+        self.answers = answers
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.answers -= 1
+        if self.answers < 0:
+            raise OSError("SLOW_DOWN")
+        return super().read(min(size or 0, 20_000))
+
+
+def test_a_stretch_of_which_the_file_or_the_store_gives_less_is_an_error():
+    whole, wanted = sound_bytes(1, "MP3", seconds=4.0), Stretch(1.8, 2.5)
+    assert soundfile.info(io.BytesIO(wanted.read("a.mp3", io.BytesIO(whole)))).frames == round(0.7 * RATE)
+    with pytest.raises(PlaceError, match=r"a\.mp3#t=1\.8,2\.5: the file ends after 0\.[0-6]"):
+        wanted.read("a.mp3", io.BytesIO(whole[: len(whole) // 2]))
+    for format in ("MP3", "FLAC", "WAV"):
+        whole = sound_bytes(1, format, seconds=4.0)
+        for asked in (0, 1):
+            with pytest.raises(OSError, match="SLOW_DOWN"):
+                wanted.read("a", FailingFile(whole, asked))
 
 
 def tar(path: Path, members: dict[str, bytes]) -> Path:
