@@ -235,11 +235,13 @@ MEMBERS = {
 
 def test_webdataset(tmp_path):
     tar(tmp_path / "shards/000.tar", MEMBERS)
+    tar(tmp_path / "shards/nl/000.tar", {"spk/a.flac": sound_bytes(3)})
     rows, problems = rows_of("webdataset", tmp_path / "shards")
-    assert rows["spk/a"]["text"] == "hello" and rows["spk/a"]["speaker"] == "7" and rows["spk/a"]["snr"] == 12.5
-    assert rows["spk/a"]["seconds"] == 0.1 and rows["spk/b"]["text"] == "before its sound"
-    assert read_bytes(rows["spk/a"]["path"]) == MEMBERS["spk/a.flac"]
-    assert read_bytes(rows["spk/b"]["path"]) == MEMBERS["spk/b.wav"]
+    a, b, other = (rows[name] for name in ("000/spk/a", "000/spk/b", "nl/000/spk/a"))
+    assert (a["text"], a["speaker"], a["snr"], a["seconds"]) == ("hello", "7", 12.5, 0.1)
+    assert b["text"] == "before its sound"
+    assert read_bytes(a["path"]) == MEMBERS["spk/a.flac"] and read_bytes(b["path"]) == MEMBERS["spk/b.wav"]
+    assert read_bytes(other["path"]) == sound_bytes(3), "keys may begin anew in each tar"
     assert [(p.source, p.reason) for p in problems] == [
         (f"{tmp_path}/shards/000.tar:spk/c", "missing_key"),
         (f"{tmp_path}/shards/000.tar:spk/d", "missing_file"),
@@ -276,6 +278,10 @@ def test_parquet(tmp_path):
     rows, problems = rows_of("parquet", tmp_path)
     assert not problems and {row["split"] for row in rows.values()} == {"train"}
     check_sounds(rows, tmp_path)
+    (tmp_path / "fr").mkdir()
+    pq.write_table(sounds_table().slice(0, 5), tmp_path / "fr/train-00000-of-00001.parquet")
+    rows, _ = rows_of("parquet", tmp_path)
+    assert (len(rows), min(rows)) == (11, "fr/train-00000-of-00001-00000001")
     # As the hub names its files: what is for validation must not be learnt from.
     (tmp_path / "hub").mkdir()
     pq.write_table(sounds_table(), tmp_path / "hub/validation-00000-of-00001.parquet")
@@ -306,9 +312,10 @@ def saved_to_disk(folder: Path, table: pa.Table, batch: int = 4, **options: Any)
 def test_huggingface(tmp_path):
     put(tmp_path / "ds/dataset_dict.json", '{"splits": ["train", "validation"]}')
     folder = saved_to_disk(tmp_path / "ds/train", sounds_table())
-    saved_to_disk(tmp_path / "ds/validation", sounds_table(id=[f"v{n}" for n in range(6)]))
+    saved_to_disk(tmp_path / "ds/validation", sounds_table())
     rows, problems = rows_of("huggingface", tmp_path / "ds")
     assert not problems
+    assert min(rows) == "train/data-00000-of-00001-00000001"
     assert [row["split"] for _, row in sorted(rows.items())] == ["train"] * 6 + ["valid"] * 6
     check_sounds({name: row for name, row in rows.items() if row["split"] == "train"}, folder)
     packed = saved_to_disk(tmp_path / "packed", sounds_table(), options=pa.ipc.IpcWriteOptions(compression="zstd"))

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from speechgpt.runtime.corpora.names import fields, split_of
+from speechgpt.runtime.corpora.names import below, fields, split_of
 from speechgpt.runtime.corpora.outcome import Found, ManifestError, Problem
 from speechgpt.runtime.files import FileFact, joined, open_binary, read_bytes
 from speechgpt.runtime.inside_files import ByteRange, Cell
@@ -39,7 +39,7 @@ def parquet(top: str, files: list[FileFact]) -> Iterator[Found]:
                     rows = batch.to_pylist() if others else [{} for _ in range(batch.num_rows)]
                     for given in rows:
                         number += 1
-                        row = _row(name, number, given, split)
+                        row = _row(below(top, name), number, given, split)
                         yield f"{name}:{number}", row | {"path": f"{name}{Cell(number - 1, column)}"}
         except pa.ArrowInvalid as error:
             raise ManifestError(f"{name}: not a Parquet file: {error}") from None
@@ -64,10 +64,10 @@ def huggingface(top: str, files: list[FileFact]) -> Iterator[Found]:
         for shard in shards:
             if f"{place}/{shard}" not in names:
                 raise ManifestError(f"{place}/{shard}: {state} names it, and there is no such file")
-            yield from _arrow(f"{place}/{shard}", split_of(posixpath.basename(place)))
+            yield from _arrow(top, f"{place}/{shard}", split_of(posixpath.basename(place)))
 
 
-def _arrow(name: str, split: str | None) -> Iterator[Found]:
+def _arrow(top: str, name: str, split: str | None) -> Iterator[Found]:
     whole = _buffer(name)
     number = 0
     try:
@@ -81,7 +81,7 @@ def _arrow(name: str, split: str | None) -> Iterator[Found]:
                 rows = others.to_pylist() if others.num_columns else [{} for _ in range(len(batch))]
                 for given, place, path in zip(rows, ranges, paths, strict=True):
                     number += 1
-                    row, where = _row(name, number, given, split), f"{name}:{number}"
+                    row, where = _row(below(top, name), number, given, split), f"{name}:{number}"
                     if place:
                         yield where, row | {"path": f"{name}{place}"}
                     elif path:
@@ -137,7 +137,8 @@ def _has_path(kind: pa.DataType) -> bool:
     return pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
 
 
-def _row(name: str, number: int, given: dict[str, Any], split: str | None) -> dict[str, Any]:
+def _row(file: str, number: int, given: dict[str, Any], split: str | None) -> dict[str, Any]:
+    """file: its place in the corpus, which is in the id, since shards of other splits or languages have its name."""
     row = fields({key: value for key, value in given.items() if value is not None})
-    row.setdefault("id", f"{posixpath.splitext(posixpath.basename(name))[0]}-{number:08d}")
+    row.setdefault("id", f"{posixpath.splitext(file)[0]}-{number:08d}")
     return row | ({"split": split} if split and not row.get("split") else {})

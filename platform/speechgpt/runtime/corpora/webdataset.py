@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
-from speechgpt.runtime.corpora.names import fields, is_sound
+from speechgpt.runtime.corpora.names import below, fields, is_sound
 from speechgpt.runtime.corpora.outcome import Found, ManifestError, Problem
 from speechgpt.runtime.files import FileFact, open_binary
 from speechgpt.runtime.inside_files import ByteRange
@@ -16,6 +16,7 @@ _TEXTS = (".txt", ".text", ".transcript")
 def webdataset(top: str, files: list[FileFact]) -> Iterator[Found]:
     """A sample a row: its sound stays where it is, in the tar; `.txt` is its transcript, `.json` its other fields.
 
+    Its id is its key in the tar, after the tar's own place in a directory of them: keys may begin anew in each tar.
     A tar that is cut off gives what is before the cut, and a problem. Raises ManifestError for compressed tars: nothing
     inside them can be read without unpacking all that is before it.
     """
@@ -26,7 +27,9 @@ def webdataset(top: str, files: list[FileFact]) -> Iterator[Found]:
     if not tars:
         raise ManifestError(f"{top}: no .tar there")
     for name in tars:
-        yield from _samples(name)
+        place = "" if name == top else below(top, name).removesuffix(".tar") + "/"
+        for where, row in _samples(name):
+            yield where, row if isinstance(row, Problem) else row | {"id": place + row["id"]}
 
 
 def _samples(name: str) -> Iterator[Found]:
