@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from speechgpt.runtime import buckets, patience
 from speechgpt.runtime.config import CorpusSection
 from speechgpt.runtime.corpora.names import fields, split_of
 from speechgpt.runtime.corpora.outcome import ManifestError, Problem
 from speechgpt.runtime.corpora.reading import LAYOUTS, read
-from speechgpt.runtime.files import read_bytes
+from speechgpt.runtime.files import FileFact, read_bytes
 from speechgpt.runtime.inside_files import PlaceError, Stretch
 from speechgpt.runtime.recordings import read_manifests
 from speechgpt.runtime.workspace import Workspace
@@ -256,6 +258,16 @@ def test_a_tar_that_is_cut_off_gives_what_is_before_the_cut(tmp_path):
     kept = [row["id"] for row in found.rows]
     assert 1 <= len(kept) < 5 and kept == [str(n) for n in range(len(kept))]
     assert found.problems
+    # 512 bytes of header, then the sound: tarfile takes such a header for the end.
+    third = whole.index(b"3.wav\0")
+    for damaged in (whole[:third] + b"?" * 512 + whole[third + 512 :], whole[: third + 100]):
+        put(tmp_path / "cut.tar", damaged)
+        rows, (problem,) = rows_of("webdataset", tmp_path / "cut.tar")
+        assert (list(rows), problem.source) == (["0", "1", "2"], f"{tmp_path}/cut.tar:2")
+        assert f"byte {third} " in problem.detail
+    put(tmp_path / "cut.tar", whole.rstrip(b"\0") + bytes(512 - len(whole.rstrip(b"\0")) % 512))
+    rows, problems = rows_of("webdataset", tmp_path / "cut.tar")
+    assert len(rows) == 5 and not problems, "some writers leave the zeros out"
     put(tmp_path / "packed.tar.gz", gzip.compress(whole))
     with pytest.raises(ManifestError, match="gunzip it first"):
         rows_of("webdataset", tmp_path / "packed.tar.gz")
@@ -337,6 +349,29 @@ def test_a_corpus_that_is_not_there_or_another_is_named(tmp_path, layout):
     put(tmp_path / "other/readme.md", "no corpus")
     with pytest.raises(ManifestError, match=str(tmp_path / "other")):
         rows_of(layout, tmp_path / "other")
+
+
+class FailingStore:
+    """The files of a folder; each time one is opened, it fails a read later than the time before."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.opened = folder, Counter[str]()
+
+    def open_input_file(self, name: str) -> FailingFile:
+        self.opened[name] += 1
+        return FailingFile((self.folder / name).read_bytes(), self.opened[name] - 1)
+
+
+def test_tars_and_tables_are_asked_for_again_where_the_store_fails(tmp_path, monkeypatch):
+    store = FailingStore(tmp_path)
+    monkeypatch.setattr(patience, "_PAUSES", (0.0,) * 8)
+    monkeypatch.setattr(buckets, "filesystem", lambda uri: store)
+    tar(tmp_path / "b/a.tar", {"a.wav": sound_bytes(1, "WAV")})
+    pq.write_table(sounds_table().slice(0, 2), tmp_path / "b/a.parquet")
+    for layout, count in (("webdataset", 1), ("parquet", 2)):
+        files = [FileFact("s3://b/a.tar", 0, 0), FileFact("s3://b/a.parquet", 0, 0)]
+        assert len(list(LAYOUTS[layout]("s3://b", files))) == count
+    assert min(store.opened.values()) > 1
 
 
 def test_every_layout_reads_the_same_from_s3(tmp_path, s3_bucket):
