@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -185,6 +186,30 @@ def test_lhotse(tmp_path):
     ]  # fmt: skip
     put(tmp_path / "cuts.jsonl.gz", packed[:-12])
     assert rows_of("lhotse", tmp_path / "cuts.jsonl.gz")[1][-1].detail.startswith("the compressed file is damaged")
+
+
+def test_a_lhotse_cut_is_read_from_the_file_of_its_channel_or_not_at_all(tmp_path):
+    def file(name: str, *channels: int) -> dict:
+        return {"type": "file", "channels": list(channels), "source": f"{name}.wav"}
+
+    files = {"id": "r", "sources": [file("left", 0), file("right", 1), file("pair", 5, 4)], "duration": 1.0}
+    slow, other = ({"name": name, "kwargs": {}} for name in ("Speed", "Resample"))
+    cuts = [
+        cut("right", 0, 1.0, channel=1, recording=files),
+        cut("second", 0.5, 0.5, channel=4, recording=files | {"transforms": [other]}),
+        cut("both", 0, 1.0, type="MultiCut", channel=[4, 5], recording=files),
+        cut("apart", 0, 1.0, type="MultiCut", channel=[0, 1], recording=files),
+        cut("none", 0, 1.0, channel=7, recording=files),
+        cut("fast", 0, 1.0, recording=files | {"transforms": [slow]}),
+    ]
+    put(tmp_path / "cuts.jsonl", "\n".join(map(json.dumps, cuts)))
+    rows, problems = rows_of("lhotse", tmp_path)
+    assert {name: row["path"].removeprefix(f"{tmp_path}/") for name, row in rows.items()} == {
+        "right": "right.wav", "second": "pair.wav#t=0.5,1&channel=1", "both": "pair.wav"
+    }  # fmt: skip
+    assert {problem.reason for problem in problems} == {"unsupported_cut"}
+    for problem, said in zip(problems, (r"apart: .*\[0, 1\]", r"none: .*\[7\]", "fast: .*Speed"), strict=True):
+        assert re.match(said, problem.detail)
 
 
 class FailingFile(io.BytesIO):
