@@ -5,7 +5,6 @@ import io
 import json
 import re
 import tarfile
-from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from failing_store import FailingFile, FailingStore
 
 from speechgpt.runtime import buckets, patience
 from speechgpt.runtime.config import CorpusSection
@@ -212,20 +212,6 @@ def test_a_lhotse_cut_is_read_from_the_file_of_its_channel_or_not_at_all(tmp_pat
         assert re.match(said, problem.detail)
 
 
-class FailingFile(io.BytesIO):
-    """Gives its first bytes, so many times as `answers` says, and then an error as a store does."""
-
-    def __init__(self, data: bytes, answers: int) -> None:
-        super().__init__(data)
-        self.answers = answers
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self.answers -= 1
-        if self.answers < 0:
-            raise OSError("SLOW_DOWN")
-        return super().read(min(size or 0, 20_000))
-
-
 def test_a_stretch_of_which_the_file_or_the_store_gives_less_is_an_error():
     whole, wanted = sound_bytes(1, "MP3", seconds=4.0), Stretch(1.8, 2.5)
     assert soundfile.info(io.BytesIO(wanted.read("a.mp3", io.BytesIO(whole)))).frames == round(0.7 * RATE)
@@ -374,17 +360,6 @@ def test_a_corpus_that_is_not_there_or_another_is_named(tmp_path, layout):
     put(tmp_path / "other/readme.md", "no corpus")
     with pytest.raises(ManifestError, match=str(tmp_path / "other")):
         rows_of(layout, tmp_path / "other")
-
-
-class FailingStore:
-    """The files of a folder; each time one is opened, it fails a read later than the time before."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.opened = folder, Counter[str]()
-
-    def open_input_file(self, name: str) -> FailingFile:
-        self.opened[name] += 1
-        return FailingFile((self.folder / name).read_bytes(), self.opened[name] - 1)
 
 
 def test_tars_and_tables_are_asked_for_again_where_the_store_fails(tmp_path, monkeypatch):
