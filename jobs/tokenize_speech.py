@@ -268,13 +268,13 @@ def _listen(
 def _from_disk(path: str, draft: Path) -> tuple[Any, str]:
     """A recording of any length as a memory-mapped wave, and its sha256. draft: a free name for files on the way."""
     from speechgpt.runtime import inside_files
-    from speechgpt.runtime.files import PACKAGE, open_binary
+    from speechgpt.runtime.files import PACKAGE, open_local
     from speechgpt.speech import audio
 
     local = Path(path)
     if path.startswith(("s3://", PACKAGE)) or inside_files.split(path)[1] is not None:
         local = draft.with_suffix(".sound")
-        with open_binary(path) as source, local.open("wb") as target:
+        with open_local(path) as source, local.open("wb") as target:
             shutil.copyfileobj(source, target)
     with local.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

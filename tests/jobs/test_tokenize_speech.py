@@ -17,11 +17,13 @@ import sound_files
 import soundfile
 import tokenize_driver
 import torch
+from failing_store import FailingStore
 
 from jobs.shards import decoded, plan, runs
 from jobs.shell import Context, JobError
-from jobs.tokenize_speech import UNITS_SCHEMA, Tokenizer, _figures, _refuse_too_many, run
+from jobs.tokenize_speech import UNITS_SCHEMA, Tokenizer, _figures, _from_disk, _refuse_too_many, run
 from speechgpt.recipe import Recipe, load
+from speechgpt.runtime import buckets, patience
 from speechgpt.runtime.progress import Progress
 from speechgpt.runtime.recordings import UTTERANCE_SCHEMA, read_manifests
 from speechgpt.runtime.tracking import Run
@@ -343,6 +345,15 @@ def test_a_manifests_own_columns_do_not_stand_in_the_way(workspace, tmp_path, lo
     assert [units["1"][name] for name in named] == ["adult", "3", "7", "2.5", True]
     assert [units["bare"][name] for name in named] == ["recording", None, None, None, False]
     assert len(list(decoded(workspace.read_rows(shard.file).to_pylist(), 30))) == 4
+
+
+def test_a_recording_of_any_length_is_asked_for_again_where_the_store_fails(tmp_path, monkeypatch):
+    file = sound_files.write(tmp_path, "a", sound_files.speech(2.0), "wav")
+    monkeypatch.setattr(patience, "_PAUSES", (0.0,) * 8)
+    store = FailingStore(tmp_path.parent)
+    monkeypatch.setattr(buckets, "filesystem", lambda uri: store)
+    wave, sha256 = _from_disk(f"s3://{tmp_path.name}/a.wav", tmp_path / "draft")
+    assert sha256 == hashlib.sha256(file.read_bytes()).hexdigest() and len(wave) == 32_000
 
 
 def test_the_long_mode_is_part_of_what_units_depend_on_and_of_nothing_before_them():

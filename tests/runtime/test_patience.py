@@ -3,11 +3,13 @@
 import errno
 
 import flaky_store
+import numpy as np
 import pytest
 
 from speechgpt.runtime import buckets, files, patience
 from speechgpt.runtime.recordings import inspect, read_manifests
 from speechgpt.runtime.workspace import Workspace
+from speechgpt.speech import audio
 
 
 def test_objects_smaller_than_the_answer_too_busy_come_and_go_all_the_same(s3_server, s3_bucket, monkeypatch):
@@ -24,6 +26,9 @@ def test_objects_smaller_than_the_answer_too_busy_come_and_go_all_the_same(s3_se
             assert [place.read_bytes(f"small/{number}") for number in range(12)] == [b"%d" % n for n in range(12)]
             paths = [place.path(f"small/{number}") for number in range(12)]
             assert [files.read_bytes(path) for path in paths] == [b"%d" % number for number in range(12)]
+            place.write_bytes("a.flac", audio.encode(np.ones(1600, np.float32), "flac"))
+            cuts = [place.path(f"a.flac#t=0.0{number},0.09") for number in range(9)]
+            assert [facts.seconds for facts in inspect(cuts)] == pytest.approx([0.09 - n / 100 for n in range(9)])
             place.write_bytes("m.jsonl", b'{"id": "a", "path": "small/1"}')
             for _ in range(6):
                 assert [row["id"] for row in read_manifests([place.path("m.jsonl")]).rows] == ["a"]

@@ -58,8 +58,10 @@ def test_what_is_encoded_decodes_to_the_same_sound(format: str) -> None:
 
 
 def test_m4a_is_read_though_libsndfile_does_not_know_it() -> None:
-    wave = audio.decode(m4a(tone(1.0, 44_100), 44_100))
-    assert abs(loudest_hertz(wave) - 440) < 3
+    sound = m4a(tone(1.0, 44_100), 44_100)
+    assert abs(loudest_hertz(audio.decode(sound, max_seconds=1.1)) - 440) < 3
+    with pytest.raises(audio.AudioError, match="too_long"):
+        audio.decode(sound, max_seconds=0.9)
 
 
 def test_pcm16_at_24_khz_is_headerless_little_endian() -> None:
@@ -98,6 +100,17 @@ def test_a_file_cut_in_half_is_refused_not_taken_for_whole(format: str) -> None:
     with pytest.raises(audio.AudioError) as caught:
         audio.decode(whole[: len(whole) // 2])
     assert caught.value.reason in ("truncated", "unreadable")
+
+
+@pytest.mark.parametrize(("channels", "rate", "is_taken"), [(8, 48_000, True), (2, 192_000, True), (8, 192_000, False)])
+def test_a_few_bytes_that_stand_for_much_are_refused_before_they_are_decoded(channels, rate, is_taken, monkeypatch):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros((rate, channels), np.float32), rate, format="FLAC")
+    if not is_taken:
+        monkeypatch.setattr(soundfile.SoundFile, "read", None)
+    with pytest.raises(audio.AudioError) as caught:
+        audio.decode(buffer.getvalue(), max_seconds=1.0)
+    assert caught.value.reason == ("silent" if is_taken else "too_large")
 
 
 def test_a_length_that_lies_in_the_header_does_not_escape_the_limit() -> None:

@@ -21,6 +21,10 @@ _PLACE = re.compile(
 )
 
 
+_READ_AHEAD = 256 << 10
+"""Bytes: libsndfile asks for a few at a time, and each time a store would be asked."""
+
+
 class PlaceError(OSError):
     """An address whose file is there and has no sound at that place."""
 
@@ -81,26 +85,65 @@ class Stretch:
 
     def read(self, name: str, file: IO[bytes]) -> bytes:
         """As a WAV file of the sound's own rate; float samples, unless the sound is of 16 bits."""
+        source = _Source(file)
+        try:
+            return self._wav(name, io.BufferedReader(source, _READ_AHEAD))
+        finally:
+            if source.fault is not None:
+                raise source.fault from None
+
+    def _wav(self, name: str, file: IO[bytes]) -> bytes:
         import soundfile
 
         try:
             with soundfile.SoundFile(file) as sound:
-                first, stop = (round(seconds * sound.samplerate) for seconds in (self.start, self.stop))
+                rate, subtype = sound.samplerate, "PCM_16" if sound.subtype == "PCM_16" else "FLOAT"
+                first, stop = (round(seconds * rate) for seconds in (self.start, self.stop))
                 # Sums of rounded lengths may miss the end by a sample or two.
-                if stop > sound.frames + math.ceil(0.01 * sound.samplerate):
-                    length = sound.frames / sound.samplerate
-                    raise PlaceError(f"{name}{self}: the sound is {length:.2f} s long")
+                slack = math.ceil(0.01 * rate)
+                if stop > sound.frames + slack:
+                    raise PlaceError(f"{name}{self}: the sound is {sound.frames / rate:.2f} s long")
                 if self.channel is not None and self.channel >= sound.channels:
                     raise PlaceError(f"{name}{self}: the sound has {sound.channels} channels, counted from 0")
                 sound.seek(first)
                 samples = sound.read(stop - first, dtype="float32", always_2d=True)
-                rate, subtype = sound.samplerate, "PCM_16" if sound.subtype == "PCM_16" else "FLOAT"
+                if len(samples) < stop - first - slack:
+                    raise PlaceError(f"{name}{self}: the file ends after {len(samples) / rate:.2f} s of it")
         except soundfile.LibsndfileError:
             raise PlaceError(f"{name}{self}: not a sound file, or not whole") from None
         wav = io.BytesIO()
         kept = samples if self.channel is None else samples[:, self.channel]
         soundfile.write(wav, kept, rate, format="WAV", subtype=subtype)
         return wav.getvalue()
+
+
+class _Source(io.RawIOBase):
+    """A file for libsndfile, to which an error of a read is the file's end: `fault` is the first one."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.fault: OSError | None = None
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except OSError as error:
+            self.fault = self.fault or error
+            return 0
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
 
 
 def split(address: str) -> tuple[str, ByteRange | Cell | Stretch | None]:

@@ -223,6 +223,7 @@ def _read_mp4(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
     import av
 
     chunks: list[np.ndarray] = []
+    count = 0
     try:
         with av.open(io.BytesIO(data), mode="r", format="mp4") as container:
             stream = container.streams.audio[0]
@@ -231,10 +232,12 @@ def _read_mp4(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
             if not rate:
                 raise AudioError("unreadable", "its header gives no sampling rate")
             for frame in container.decode(stream):
-                chunks += [piece.to_ndarray().T for piece in planar.resample(frame)]
-                _check_length(sum(map(len, chunks)) / rate, max_seconds)
-                if max_seconds is not None:
-                    _check_size(sum(chunk.size for chunk in chunks), max_seconds)
+                for piece in planar.resample(frame):
+                    chunks.append(piece.to_ndarray().T)
+                    count += len(chunks[-1])
+                    _check_length(count / rate, max_seconds)
+                    if max_seconds is not None:
+                        _check_size(count * chunks[-1].shape[1], max_seconds)
     except (av.FFmpegError, IndexError) as error:
         if chunks:
             raise AudioError("truncated", f"{_NOT_TO_ITS_END}: {error}") from None
@@ -246,13 +249,13 @@ def _read_mp4(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
     return (np.concatenate(chunks) if chunks else np.zeros((0, 1), np.float32)), rate
 
 
-_MOST_CHANNELS, _MOST_RATE = 8, 192_000
-"""What the longest sound may have at once: a 7.1 recording of a studio."""
+_MOST_SAMPLES = 400_000
+"""A second, of the longest sound, all channels together: eight channels at 48 kHz, or two at 192 kHz."""
 
 
 def _check_size(samples: int, max_seconds: float) -> None:
     """A few bytes of FLAC or Ogg can stand for seconds of 255 channels at 655 kHz: gigabytes once decoded."""
-    most = int(max_seconds * _MOST_CHANNELS * _MOST_RATE)
+    most = int(max_seconds * _MOST_SAMPLES)
     if samples > most:
         raise AudioError("too_large", f"{samples} samples, all channels together; at most {most} are decoded")
 

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any, get_args
@@ -12,12 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from failing_store import FailingFile, FailingStore
 
+from speechgpt.runtime import buckets, patience
 from speechgpt.runtime.config import CorpusSection
 from speechgpt.runtime.corpora.names import fields, split_of
 from speechgpt.runtime.corpora.outcome import ManifestError, Problem
 from speechgpt.runtime.corpora.reading import LAYOUTS, read
-from speechgpt.runtime.files import read_bytes
+from speechgpt.runtime.files import FileFact, read_bytes
+from speechgpt.runtime.inside_files import PlaceError, Stretch
 from speechgpt.runtime.recordings import read_manifests
 from speechgpt.runtime.workspace import Workspace
 
@@ -31,7 +35,8 @@ def sound(seed: int, seconds: float = 0.1, channels: int = 1) -> np.ndarray:
 
 def sound_bytes(seed: int, format: str = "FLAC", seconds: float = 0.1, channels: int = 1) -> bytes:
     buffer = io.BytesIO()
-    soundfile.write(buffer, sound(seed, seconds, channels), RATE, format=format, subtype="PCM_16")
+    subtype = None if format == "MP3" else "PCM_16"
+    soundfile.write(buffer, sound(seed, seconds, channels), RATE, format=format, subtype=subtype)
     return buffer.getvalue()
 
 
@@ -183,6 +188,42 @@ def test_lhotse(tmp_path):
     assert rows_of("lhotse", tmp_path / "cuts.jsonl.gz")[1][-1].detail.startswith("the compressed file is damaged")
 
 
+def test_a_lhotse_cut_is_read_from_the_file_of_its_channel_or_not_at_all(tmp_path):
+    def file(name: str, *channels: int) -> dict:
+        return {"type": "file", "channels": list(channels), "source": f"{name}.wav"}
+
+    files = {"id": "r", "sources": [file("left", 0), file("right", 1), file("pair", 5, 4)], "duration": 1.0}
+    slow, other = ({"name": name, "kwargs": {}} for name in ("Speed", "Resample"))
+    cuts = [
+        cut("right", 0, 1.0, channel=1, recording=files),
+        cut("second", 0.5, 0.5, channel=4, recording=files | {"transforms": [other]}),
+        cut("both", 0, 1.0, type="MultiCut", channel=[4, 5], recording=files),
+        cut("apart", 0, 1.0, type="MultiCut", channel=[0, 1], recording=files),
+        cut("none", 0, 1.0, channel=7, recording=files),
+        cut("fast", 0, 1.0, recording=files | {"transforms": [slow]}),
+    ]
+    put(tmp_path / "cuts.jsonl", "\n".join(map(json.dumps, cuts)))
+    rows, problems = rows_of("lhotse", tmp_path)
+    assert {name: row["path"].removeprefix(f"{tmp_path}/") for name, row in rows.items()} == {
+        "right": "right.wav", "second": "pair.wav#t=0.5,1&channel=1", "both": "pair.wav"
+    }  # fmt: skip
+    assert {problem.reason for problem in problems} == {"unsupported_cut"}
+    for problem, said in zip(problems, (r"apart: .*\[0, 1\]", r"none: .*\[7\]", "fast: .*Speed"), strict=True):
+        assert re.match(said, problem.detail)
+
+
+def test_a_stretch_of_which_the_file_or_the_store_gives_less_is_an_error():
+    whole, wanted = sound_bytes(1, "MP3", seconds=4.0), Stretch(1.8, 2.5)
+    assert soundfile.info(io.BytesIO(wanted.read("a.mp3", io.BytesIO(whole)))).frames == round(0.7 * RATE)
+    with pytest.raises(PlaceError, match=r"a\.mp3#t=1\.8,2\.5: the file ends after 0\.[0-6]"):
+        wanted.read("a.mp3", io.BytesIO(whole[: len(whole) // 2]))
+    for format in ("MP3", "FLAC", "WAV"):
+        whole = sound_bytes(1, format, seconds=4.0)
+        for asked in (0, 1):
+            with pytest.raises(OSError, match="SLOW_DOWN"):
+                wanted.read("a", FailingFile(whole, asked))
+
+
 def tar(path: Path, members: dict[str, bytes]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as file:
@@ -207,11 +248,13 @@ MEMBERS = {
 
 def test_webdataset(tmp_path):
     tar(tmp_path / "shards/000.tar", MEMBERS)
+    tar(tmp_path / "shards/nl/000.tar", {"spk/a.flac": sound_bytes(3)})
     rows, problems = rows_of("webdataset", tmp_path / "shards")
-    assert rows["spk/a"]["text"] == "hello" and rows["spk/a"]["speaker"] == "7" and rows["spk/a"]["snr"] == 12.5
-    assert rows["spk/a"]["seconds"] == 0.1 and rows["spk/b"]["text"] == "before its sound"
-    assert read_bytes(rows["spk/a"]["path"]) == MEMBERS["spk/a.flac"]
-    assert read_bytes(rows["spk/b"]["path"]) == MEMBERS["spk/b.wav"]
+    a, b, other = (rows[name] for name in ("000/spk/a", "000/spk/b", "nl/000/spk/a"))
+    assert (a["text"], a["speaker"], a["snr"], a["seconds"]) == ("hello", "7", 12.5, 0.1)
+    assert b["text"] == "before its sound"
+    assert read_bytes(a["path"]) == MEMBERS["spk/a.flac"] and read_bytes(b["path"]) == MEMBERS["spk/b.wav"]
+    assert read_bytes(other["path"]) == sound_bytes(3), "keys may begin anew in each tar"
     assert [(p.source, p.reason) for p in problems] == [
         (f"{tmp_path}/shards/000.tar:spk/c", "missing_key"),
         (f"{tmp_path}/shards/000.tar:spk/d", "missing_file"),
@@ -226,6 +269,16 @@ def test_a_tar_that_is_cut_off_gives_what_is_before_the_cut(tmp_path):
     kept = [row["id"] for row in found.rows]
     assert 1 <= len(kept) < 5 and kept == [str(n) for n in range(len(kept))]
     assert found.problems
+    # 512 bytes of header, then the sound: tarfile takes such a header for the end.
+    third = whole.index(b"3.wav\0")
+    for damaged in (whole[:third] + b"?" * 512 + whole[third + 512 :], whole[: third + 100]):
+        put(tmp_path / "cut.tar", damaged)
+        rows, (problem,) = rows_of("webdataset", tmp_path / "cut.tar")
+        assert (list(rows), problem.source) == (["0", "1", "2"], f"{tmp_path}/cut.tar:2")
+        assert f"byte {third} " in problem.detail
+    put(tmp_path / "cut.tar", whole.rstrip(b"\0") + bytes(512 - len(whole.rstrip(b"\0")) % 512))
+    rows, problems = rows_of("webdataset", tmp_path / "cut.tar")
+    assert len(rows) == 5 and not problems, "some writers leave the zeros out"
     put(tmp_path / "packed.tar.gz", gzip.compress(whole))
     with pytest.raises(ManifestError, match="gunzip it first"):
         rows_of("webdataset", tmp_path / "packed.tar.gz")
@@ -248,6 +301,10 @@ def test_parquet(tmp_path):
     rows, problems = rows_of("parquet", tmp_path)
     assert not problems and {row["split"] for row in rows.values()} == {"train"}
     check_sounds(rows, tmp_path)
+    (tmp_path / "fr").mkdir()
+    pq.write_table(sounds_table().slice(0, 5), tmp_path / "fr/train-00000-of-00001.parquet")
+    rows, _ = rows_of("parquet", tmp_path)
+    assert (len(rows), min(rows)) == (11, "fr/train-00000-of-00001-00000001")
     # As the hub names its files: what is for validation must not be learnt from.
     (tmp_path / "hub").mkdir()
     pq.write_table(sounds_table(), tmp_path / "hub/validation-00000-of-00001.parquet")
@@ -278,9 +335,10 @@ def saved_to_disk(folder: Path, table: pa.Table, batch: int = 4, **options: Any)
 def test_huggingface(tmp_path):
     put(tmp_path / "ds/dataset_dict.json", '{"splits": ["train", "validation"]}')
     folder = saved_to_disk(tmp_path / "ds/train", sounds_table())
-    saved_to_disk(tmp_path / "ds/validation", sounds_table(id=[f"v{n}" for n in range(6)]))
+    saved_to_disk(tmp_path / "ds/validation", sounds_table())
     rows, problems = rows_of("huggingface", tmp_path / "ds")
     assert not problems
+    assert min(rows) == "train/data-00000-of-00001-00000001"
     assert [row["split"] for _, row in sorted(rows.items())] == ["train"] * 6 + ["valid"] * 6
     check_sounds({name: row for name, row in rows.items() if row["split"] == "train"}, folder)
     packed = saved_to_disk(tmp_path / "packed", sounds_table(), options=pa.ipc.IpcWriteOptions(compression="zstd"))
@@ -302,6 +360,18 @@ def test_a_corpus_that_is_not_there_or_another_is_named(tmp_path, layout):
     put(tmp_path / "other/readme.md", "no corpus")
     with pytest.raises(ManifestError, match=str(tmp_path / "other")):
         rows_of(layout, tmp_path / "other")
+
+
+def test_tars_and_tables_are_asked_for_again_where_the_store_fails(tmp_path, monkeypatch):
+    store = FailingStore(tmp_path)
+    monkeypatch.setattr(patience, "_PAUSES", (0.0,) * 8)
+    monkeypatch.setattr(buckets, "filesystem", lambda uri: store)
+    tar(tmp_path / "b/a.tar", {"a.wav": sound_bytes(1, "WAV")})
+    pq.write_table(sounds_table().slice(0, 2), tmp_path / "b/a.parquet")
+    for layout, count in (("webdataset", 1), ("parquet", 2)):
+        files = [FileFact("s3://b/a.tar", 0, 0), FileFact("s3://b/a.parquet", 0, 0)]
+        assert len(list(LAYOUTS[layout]("s3://b", files))) == count
+    assert min(store.opened.values()) > 1
 
 
 def test_every_layout_reads_the_same_from_s3(tmp_path, s3_bucket):

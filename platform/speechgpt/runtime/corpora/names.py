@@ -1,5 +1,6 @@
 """What files and fields are called in corpora."""
 
+import posixpath
 import re
 from pathlib import PurePosixPath
 from typing import Any
@@ -27,6 +28,11 @@ _WORD = re.compile(r"[a-z]+")
 
 def is_sound(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SOUNDS
+
+
+def below(top: str, name: str) -> str:
+    """A file's place in the corpus `top`; its own name if it is the corpus."""
+    return posixpath.basename(name) if name == top else name.removeprefix(f"{top}/")
 
 
 def split_of(name: str | None) -> str | None:

@@ -3,15 +3,17 @@
 import json
 import posixpath
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from speechgpt.runtime.corpora.names import fields, split_of
+from speechgpt.runtime.corpora.names import below, fields, split_of
 from speechgpt.runtime.corpora.outcome import Found, ManifestError, Problem
-from speechgpt.runtime.files import FileFact, joined, open_binary, read_bytes
+from speechgpt.runtime.files import FileFact, StoreError, joined, open_binary, read_bytes
 from speechgpt.runtime.inside_files import ByteRange, Cell
+from speechgpt.runtime.patience import patiently
 
 _COLUMNS = ("audio", "sound", "speech", "wav", "flac", "mp3", "bytes")
 """Names of the column with the sound, the likeliest first."""
@@ -28,21 +30,24 @@ def parquet(top: str, files: list[FileFact]) -> Iterator[Found]:
         raise ManifestError(f"{top}: no .parquet there")
     for name in names:
         split = split_of(posixpath.basename(name)) or split_of(posixpath.basename(posixpath.dirname(name)))
-        try:
-            with open_binary(name) as file:
-                table = pq.ParquetFile(file)
-                column = _sound_column(name, table.schema_arrow)
-                others = [field.name for field in table.schema_arrow if field.name != column]
-                number = 0
-                for batch in table.iter_batches(_BATCH, columns=others):
-                    # Without other columns a batch has no rows to look at, and still counts them.
-                    rows = batch.to_pylist() if others else [{} for _ in range(batch.num_rows)]
-                    for given in rows:
-                        number += 1
-                        row = _row(name, number, given, split)
-                        yield f"{name}:{number}", row | {"path": f"{name}{Cell(number - 1, column)}"}
-        except pa.ArrowInvalid as error:
-            raise ManifestError(f"{name}: not a Parquet file: {error}") from None
+        column, others = patiently(partial(_beside_the_sounds, name), StoreError)
+        number = 0
+        for batch in others.to_batches(_BATCH):
+            for given in batch.to_pylist():
+                number += 1
+                row = _row(below(top, name), number, given, split)
+                yield f"{name}:{number}", row | {"path": f"{name}{Cell(number - 1, column)}"}
+
+
+def _beside_the_sounds(name: str) -> tuple[str, pa.Table]:
+    """The name of a Parquet file's column of sounds, and its other columns."""
+    try:
+        with open_binary(name) as file:
+            table = pq.ParquetFile(file, pre_buffer=True)
+            column = _sound_column(name, table.schema_arrow)
+            return column, table.read([field.name for field in table.schema_arrow if field.name != column])
+    except pa.ArrowInvalid as error:
+        raise ManifestError(f"{name}: not a Parquet file: {error}") from None
 
 
 def huggingface(top: str, files: list[FileFact]) -> Iterator[Found]:
@@ -64,10 +69,10 @@ def huggingface(top: str, files: list[FileFact]) -> Iterator[Found]:
         for shard in shards:
             if f"{place}/{shard}" not in names:
                 raise ManifestError(f"{place}/{shard}: {state} names it, and there is no such file")
-            yield from _arrow(f"{place}/{shard}", split_of(posixpath.basename(place)))
+            yield from _arrow(top, f"{place}/{shard}", split_of(posixpath.basename(place)))
 
 
-def _arrow(name: str, split: str | None) -> Iterator[Found]:
+def _arrow(top: str, name: str, split: str | None) -> Iterator[Found]:
     whole = _buffer(name)
     number = 0
     try:
@@ -81,7 +86,7 @@ def _arrow(name: str, split: str | None) -> Iterator[Found]:
                 rows = others.to_pylist() if others.num_columns else [{} for _ in range(len(batch))]
                 for given, place, path in zip(rows, ranges, paths, strict=True):
                     number += 1
-                    row, where = _row(name, number, given, split), f"{name}:{number}"
+                    row, where = _row(below(top, name), number, given, split), f"{name}:{number}"
                     if place:
                         yield where, row | {"path": f"{name}{place}"}
                     elif path:
@@ -137,7 +142,8 @@ def _has_path(kind: pa.DataType) -> bool:
     return pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
 
 
-def _row(name: str, number: int, given: dict[str, Any], split: str | None) -> dict[str, Any]:
+def _row(file: str, number: int, given: dict[str, Any], split: str | None) -> dict[str, Any]:
+    """file: its place in the corpus, which is in the id, since shards of other splits or languages have its name."""
     row = fields({key: value for key, value in given.items() if value is not None})
-    row.setdefault("id", f"{posixpath.splitext(posixpath.basename(name))[0]}-{number:08d}")
+    row.setdefault("id", f"{posixpath.splitext(file)[0]}-{number:08d}")
     return row | ({"split": split} if split and not row.get("split") else {})

@@ -3,7 +3,7 @@
 import posixpath
 from collections.abc import Iterator
 
-from speechgpt.runtime.corpora.names import is_sound, split_of
+from speechgpt.runtime.corpora.names import below, is_sound, split_of
 from speechgpt.runtime.corpora.outcome import Found, ManifestError, Problem
 from speechgpt.runtime.files import FileFact, read_bytes
 
@@ -16,7 +16,7 @@ def folder(top: str, files: list[FileFact]) -> Iterator[Found]:
     for name in sorted(filter(is_sound, names)):
         stem = posixpath.splitext(name)[0]
         sidecar = next((stem + ending for ending in _SIDECARS if stem + ending in names), None)
-        row = {"id": _below(top, name), "path": name}
+        row = {"id": below(top, name), "path": name}
         if sidecar is None:
             yield name, row
             continue
@@ -74,10 +74,6 @@ def ljspeech(top: str, files: list[FileFact]) -> Iterator[Found]:
 def _speaker(name: str) -> dict[str, str]:
     speaker, dash, _ = name.partition("-")
     return {"speaker": speaker} if dash else {}
-
-
-def _below(top: str, name: str) -> str:
-    return posixpath.basename(name) if name == top else name.removeprefix(f"{top}/")
 
 
 def _lines(file: str) -> Iterator[tuple[str, str | Problem]]:
