@@ -29,8 +29,9 @@ class Visit:
     turn: to be awaited before each answer of a session that has several; raises ApiError 429 when the key's rate or
     quota is spent. quota: the same before sound is heard that nobody may answer, quotas alone.
     charge: told at once of each use, seconds and tokens.
-    bundle: digest of the one that it stays with, "" until it is given one; trial: which is a canary. asked, failed: whether it came to the
-    bundle's models, and whether they failed it. worked: seconds they took since it last heard a sound.
+    bundle: digest of the one that it stays with, "" until it is given one; trial: which is a canary.
+    asked, failed: whether it came to the bundle's models, and whether they failed it. worked: seconds they took since
+    it last heard a sound.
     """
 
     kind: str

@@ -65,7 +65,7 @@ class InputAudio(BaseModel):
     model_config = ConfigDict(extra="forbid")
     data: str
     """Base64 of a whole sound file."""
-    format: Literal["wav", "mp3", "flac", "opus", "ogg", "m4a"]
+    format: Literal["wav", "mp3", "flac", "opus", "ogg", "m4a", "webm"]
     """Informative: the file's own header decides."""
 
 

@@ -19,10 +19,19 @@ def wav(samples: np.ndarray, rate: int, subtype: str = "FLOAT") -> bytes:
 
 
 def m4a(samples: np.ndarray, rate: int) -> bytes:
+    return contained(samples, rate, "mp4", "aac", "fltp")
+
+
+def webm(samples: np.ndarray, rate: int = 48_000, *, live: bool = False) -> bytes:
+    """live: as a browser records, which does not know how long it will be."""
+    return contained((samples * 32767).astype(np.int16), rate, "webm", "libopus", "s16", live="1" if live else "0")
+
+
+def contained(samples: np.ndarray, rate: int, format: str, codec: str, sample: str, **options: str) -> bytes:
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("aac", rate=rate, layout="mono")
-        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+    with av.open(buffer, "w", format=format, options=options) as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None], format=sample, layout="mono")
         frame.rate = rate
         for packet in (*stream.encode(frame), *stream.encode(None)):
             container.mux(packet)
@@ -62,6 +71,21 @@ def test_m4a_is_read_though_libsndfile_does_not_know_it() -> None:
     assert abs(loudest_hertz(audio.decode(sound, max_seconds=1.1)) - 440) < 3
     with pytest.raises(audio.AudioError, match="too_long"):
         audio.decode(sound, max_seconds=0.9)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_what_a_browser_records_is_read(live: bool) -> None:
+    sound = webm(tone(1.0, 48_000), live=live)
+    wave = audio.decode(sound, max_seconds=1.1)
+    assert abs(loudest_hertz(wave) - 440) < 3 and abs(len(wave) - 16_000) < 500
+    with pytest.raises(audio.AudioError, match="too_long"):
+        audio.decode(sound, max_seconds=0.9)
+    for end in (5, 30, 200):
+        with pytest.raises(audio.AudioError):
+            audio.decode(sound[:end])
+    if not live:
+        with pytest.raises(audio.AudioError, match="truncated"):
+            audio.decode(sound[: len(sound) // 2])
 
 
 def test_pcm16_at_24_khz_is_headerless_little_endian() -> None:

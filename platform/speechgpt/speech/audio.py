@@ -131,8 +131,9 @@ def _read(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
             _check_whole(file, len(wave), data)
             return wave, file.samplerate
     except soundfile.LibsndfileError:
-        if data[4:8] == b"ftyp":
-            return _read_mp4(data, max_seconds)
+        for magic, at, container in _BY_FFMPEG:
+            if data[at : at + len(magic)] == magic:
+                return _read_container(data, container, max_seconds)
         if is_cut_off(data):
             raise AudioError("truncated", _ENDS_TOO_SOON) from None
         # Not libsndfile's words: they hold an address in memory, and threads that fail at once swap them.
@@ -219,19 +220,23 @@ def _check_whole(file: "soundfile.SoundFile", read: int, data: bytes | mmap.mmap
         raise AudioError("truncated", f"{read} samples are there; {_ENDS_TOO_SOON}")
 
 
-def _read_mp4(data: bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
+_BY_FFMPEG = ((b"ftyp", 4, "mp4"), (b"\x1a\x45\xdf\xa3", 0, "matroska"))
+"""m4a, and webm, in which browsers record: what they begin with, where that stands, and what FFmpeg calls them."""
+
+
+def _read_container(data: bytes, container: str, max_seconds: float | None) -> tuple[np.ndarray, int]:
     import av
 
     chunks: list[np.ndarray] = []
     count = 0
     try:
-        with av.open(io.BytesIO(data), mode="r", format="mp4") as container:
-            stream = container.streams.audio[0]
+        with av.open(io.BytesIO(data), mode="r", format=container) as opened:
+            stream = opened.streams.audio[0]
             rate = stream.codec_context.sample_rate
             planar = av.AudioResampler(format="fltp")
             if not rate:
                 raise AudioError("unreadable", "its header gives no sampling rate")
-            for frame in container.decode(stream):
+            for frame in opened.decode(stream):
                 for piece in planar.resample(frame):
                     chunks.append(piece.to_ndarray().T)
                     count += len(chunks[-1])

@@ -110,6 +110,25 @@ def _mp4(data: Bytes) -> bool:
     return False
 
 
+def _webm(data: Bytes) -> bool:
+    """Whether its segment, which is all behind a header, is longer; of a recording that nobody closed, never."""
+    at = 0
+    for _ in ("header", "segment"):
+        if len(data) < at + 12:
+            return True
+        at += _coded(data[at])
+        length = _coded(data[at])
+        most = 2 ** (7 * length) - 1
+        size = int.from_bytes(data[at : at + length], "big") & most
+        at += length + size
+    return size != most and at > len(data)
+
+
+def _coded(first: int) -> int:
+    """Bytes of an EBML id or size (RFC 8794) by the first of them."""
+    return 9 - first.bit_length()
+
+
 def _mp3(data: Bytes) -> bool:
     """Whether the last frame is not whole: a cut falls into a frame, and all before it may sound well."""
     at = 0
@@ -149,6 +168,7 @@ _FORMATS: dict[bytes, Callable[[Bytes], bool]] = {
     b".snd": partial(_au, order="big"),
     b"dns.": partial(_au, order="little"),
     b"NIST_1A": _nist,
+    b"\x1a\x45\xdf\xa3": _webm,
     **{
         magic: partial(_chunked, layout=layout)
         for magic, layout in {
