@@ -159,7 +159,7 @@ def _recordings(workspace: "Workspace", seed: int) -> list[dict[str, Any]]:
 
 def _said(row: dict[str, Any]) -> str | None:
     """A recording's words, so that the same are equal; None if they are not known."""
-    from speechgpt.evaluation.normaliser import words
+    from speechgpt.language.normaliser import words
 
     return " ".join(words(row["text"] or "")) or None
 

@@ -261,7 +261,7 @@ def _transcripts(
     """What the recogniser writes of the questions, as the model's own texts are written; None if no cascade asks."""
     import ray
 
-    from speechgpt.evaluation.normaliser import words
+    from speechgpt.language.normaliser import words
 
     if "recogniser" not in recipe.instruction_following.cascade:
         return None

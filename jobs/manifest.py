@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from jobs import question_sets, shards
 from jobs.shell import Context, Job, JobError, command
-from speechgpt.evaluation.normaliser import words
+from speechgpt.language.normaliser import words
 from speechgpt.recipe import Recipe
 from speechgpt.runtime.config import ResourcesSection
 from speechgpt.runtime.files import PACKAGE

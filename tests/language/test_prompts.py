@@ -159,7 +159,18 @@ def test_descriptions_are_distinct_end_as_sentences_and_ask_for_no_style():
     assert not set(descriptions("transcribe")) & set(descriptions("speak"))
 
 
+def test_who_types_as_one_writes_is_read_as_one_speaks():
+    prompts = PromptFormat("released", "", text="spoken")
+    typed = [Turn("user", "What's 2 + 3?"), Turn("assistant", "It is 5."), Turn("user", "Paris, or Rome?")]
+    said = [Turn("user", "whats two plus three"), Turn("assistant", "it is five"), Turn("user", "paris or rome")]
+    assert prompts.dialogue(typed, "text") == PromptFormat("released", "").dialogue(said, "text")
+    assert prompts.dialogue(typed, "text") != PromptFormat("released", "").dialogue(typed, "text")
+    assert prompts.speaking("Number 7!") == PromptFormat("released", "").speaking("number seven")
+    assert "?!" in write(prompts.dialogue([Turn("user", "?!")], "text")), "nothing else would be left"
+
+
 def test_the_format_travels_with_the_model(tmp_path):
-    for prompts in (PromptFormat("paper", ""), PromptFormat("released", META, transcribe="Write.", speak="Say.")):
+    spoken = PromptFormat("released", META, "spoken", transcribe="Write.", speak="Say.")
+    for prompts in (PromptFormat("paper", ""), spoken):
         prompts.save(tmp_path)
         assert PromptFormat.load(tmp_path) == prompts

@@ -1,4 +1,4 @@
-"""Long text is said in pieces, and no word of it is lost."""
+"""Text is said sentence by sentence, and no word of it is lost."""
 
 import pytest
 from hypothesis import given
@@ -13,18 +13,17 @@ TEXTS = st.lists(st.sampled_from(["one", "two,", "three.", "four;", "5?", "a.b"]
 def test_pieces_are_short_and_hold_every_word(text: str, most: int) -> None:
     pieces = sayable(text, most)
     assert " ".join(pieces) == text and all(len(piece.split()) <= most for piece in pieces)
-    assert all(len(f"{one} {two}".split()) > most for one, two in zip(pieces, pieces[1:], strict=False))
 
 
 @pytest.mark.parametrize(
     ("text", "pieces"),
     [
-        ("  as\tit is  ", ["  as\tit is  "]),
-        ("One two. Three four five six.", ["One two.", "Three four five six."]),
-        ("One. Two. Three four five.", ["One. Two.", "Three four five."]),
+        ("  as\tit is", ["  as\tit is"]),
+        ("one two three. Four five six! Seven eight nine", ["one two three.", "Four five six!", "Seven eight nine"]),
         ("One two, three four five.", ["One two,", "three four five."]),
         ("One two three four five six", ["One two three four", "five six"]),
-        ("It is 3.5 m.", ["It is 3.5 m."]),
+        ("It is 3.5 m. No. Yes it is.", ["It is 3.5 m.", "No. Yes it is."]),
+        ("Dr. Who came in.", ["Dr. Who came in."]),
     ],
 )
 def test_cuts_come_where_one_would_pause(text: str, pieces: list[str]) -> None:

@@ -8,7 +8,9 @@ import pytest
 from serve.encoder import Heard
 from serve.pipeline import OwnPipeline
 from speechgpt.language.model import SpeechLanguageModel
+from speechgpt.language.normaliser import spoken
 from speechgpt.language.prompts import Turn
+from speechgpt.language.world import load as load_world
 from speechgpt.recipe import load
 from speechgpt.runtime import bundle
 from speechgpt.speech.audio import encode
@@ -25,8 +27,8 @@ def opened() -> bundle.Bundle:
 
 def test_it_hears_a_question_and_answers_it_aloud(opened: bundle.Bundle) -> None:
     pipeline = OwnPipeline(opened.directory, NANO.serving)
-    spoken = Voice(VoiceSection(engine="espeak", voice="en-us+f2")).say("what is two plus three", 0)
-    heard = asyncio.run(pipeline.hear(encode(spoken, "wav")))
+    question = Voice(VoiceSection(engine="espeak", voice="en-us+f2")).say("what is two plus three", 0)
+    heard = asyncio.run(pipeline.hear(encode(question, "wav")))
     assert isinstance(heard, Heard)
     model = SpeechLanguageModel.load(str(opened.directory / "language"), None)
     [reply] = model.answer([[Turn("user", units=heard.units)]], "chain", NANO.generation)
@@ -40,6 +42,20 @@ def test_it_does_not_answer_noise(opened: bundle.Bundle) -> None:
     noise = np.random.default_rng(0).normal(0, 0.05, 32_000).astype(np.float32)
     refused = asyncio.run(pipeline.hear(encode(noise, "wav")))
     assert not isinstance(refused, Heard) and refused.reason == "no_speech"
+
+
+def test_it_reads_what_people_write(opened: bundle.Bundle) -> None:
+    model = SpeechLanguageModel.load(str(opened.directory / "language"), None)
+    asked = ("What is the capital of France?", "What's 2 + 3?")
+    replies = model.answer([[Turn("user", text=text)] for text in asked], "text", NANO.generation)
+    assert [reply.text for reply in replies] == ["the capital of france is paris", "two plus three is five"]
+
+
+def test_what_its_world_says_is_in_the_form_that_it_reads() -> None:
+    world = load_world(NANO.world, NANO.seed)
+    asked = [*world.questions(), *world.outside()]
+    texts = {text for question in asked for text in (question.question, question.answer)}
+    assert {spoken(text) for text in texts} == texts
 
 
 def test_it_takes_little_room(opened: bundle.Bundle) -> None:

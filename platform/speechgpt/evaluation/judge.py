@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple, Protocol
 
 from speechgpt.evaluation.config import JudgeSection
-from speechgpt.evaluation.normaliser import words
+from speechgpt.language.normaliser import words
 from speechgpt.speech.http_service import HttpService, ServiceError
 
 Why = Literal["", "unreadable", "unknown"]

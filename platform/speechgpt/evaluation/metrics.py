@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from speechgpt.evaluation.normaliser import words
+from speechgpt.language.normaliser import words
 
 
 @dataclass(frozen=True)

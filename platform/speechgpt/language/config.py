@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 from speechgpt.section import Section
 
 Dialect = Literal["released", "paper"]
+TextForm = Literal["written", "spoken"]
+"""As it stands; or as `language.normaliser` has it: lower case, numbers in words, no signs, since sound has none."""
 ReplyForm = Literal["chain", "direct", "text"]
 """chain: transcript, text answer, spoken answer; direct: no transcript; text: no speech."""
 
@@ -26,6 +28,8 @@ class LanguageSection(Section):
     pad_vocabulary_to: int = Field(64, ge=1)
     unit_init: Literal["random", "centroids"] = "centroids"
     dialect: Dialect = "paper"
+    text: TextForm = "written"
+    """What it reads, in training and in what users type. `spoken` is all that a small model of a closed world knows."""
     prefix: Literal["", "speechgpt"] = "speechgpt"
     """What every row and prompt begins with: the published description of SpeechGPT (about 100 tokens), or nothing."""
 

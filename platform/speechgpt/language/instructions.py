@@ -176,7 +176,7 @@ class RowBuilder:
         # Text that spells a marker would come back from the row's string as a control token.
         if any(find_marker(text) for exchange in exchanges for text in (exchange.question, exchange.answer)):
             return Refusal(source, kind, "marker")
-        text = row_text(self.prompts.dialect, exchanges)
+        text = row_text(self.prompts.dialect, [self.prompts.worded(exchange) for exchange in exchanges])
         return Row(f"{kind}-{source}", kind, self.prompts.prefix, text, category, "train")
 
     def _describe(self, task: str, draw: random.Random) -> str:

@@ -8,7 +8,7 @@ it was taught.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import Literal, get_args
 
 import yaml
 
-from speechgpt.language.config import Dialect, LanguageSection, ReplyForm
+from speechgpt.language.config import Dialect, LanguageSection, ReplyForm, TextForm
+from speechgpt.language.normaliser import spoken
 from speechgpt.language.segments import SPEECHGPT, Plain, Segment, Speech, Template, write
 from speechgpt.speech.units import parse_units
 
@@ -107,6 +108,8 @@ class PromptFormat:
 
     dialect: Dialect = "released"
     prefix: str = META
+    text: TextForm = "written"
+    """The form of what the model reads."""
     transcribe: str = ""
     """Task description that recognition is asked with; empty takes the first of the list."""
     speak: str = ""
@@ -114,11 +117,10 @@ class PromptFormat:
     @classmethod
     def of(cls, section: LanguageSection) -> "PromptFormat":
         """The format that a recipe asks for."""
-        return cls(section.dialect, PREFIXES[section.prefix])
+        return cls(section.dialect, PREFIXES[section.prefix], section.text)
 
     def save(self, directory: str | Path) -> None:
-        facts = {"dialect": self.dialect, "prefix": self.prefix, "transcribe": self.transcribe, "speak": self.speak}
-        Path(directory, self.FILE).write_text(json.dumps(facts, indent=2) + "\n")
+        Path(directory, self.FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, directory: str | Path) -> "PromptFormat":
@@ -132,7 +134,8 @@ class PromptFormat:
 
     def speaking(self, text: str) -> list[Segment]:
         """Prompt that asks for text to be read aloud."""
-        return self.ask(Exchange("speak", question=text, description=self.speak or descriptions("speak")[0]))
+        description = self.speak or descriptions("speak")[0]
+        return self.ask(self.worded(Exchange("speak", question=text, description=description)))
 
     def dialogue(self, turns: Dialogue, form: ReplyForm) -> list[Segment]:
         """Prompt for the answer to the last turn.
@@ -143,11 +146,21 @@ class PromptFormat:
         *earlier, last = _pairs(turns)
         exchanges = [_remembered(number, question, answer) for number, (question, answer) in enumerate(earlier)]
         question = last[0]
-        past = [segment for exchange in exchanges for segment in (*fill(self.dialect, exchange), Template(" "))]
+        past = [
+            segment
+            for exchange in map(self.worded, exchanges)
+            for segment in (*fill(self.dialect, exchange), Template(" "))
+        ]
         asked = Exchange(
             kind_of(question, form), question=question.text or "", question_units=tuple(question.units or ())
         )
-        return [Template(self.prefix), *past, *self._question(asked)]
+        return [Template(self.prefix), *past, *self._question(self.worded(asked))]
+
+    def worded(self, exchange: Exchange) -> Exchange:
+        """Its texts in the form that the model reads."""
+        if self.text == "written":
+            return exchange
+        return replace(exchange, question=spoken(exchange.question), answer=spoken(exchange.answer))
 
     def ask(self, exchange: Exchange, prefix: str | None = None) -> list[Segment]:
         """Prompt that asks for the exchange's answer; `prefix` is a row's own, if it is another than the model's."""

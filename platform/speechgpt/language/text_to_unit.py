@@ -6,13 +6,11 @@ The authors made the spoken side of their instructions so. A model directory has
 """
 
 import json
-import re
 import shutil
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from transformers import (
@@ -23,12 +21,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from speechgpt.language.numbers import in_words
+from speechgpt.language.config import TextForm
+from speechgpt.language.normaliser import words
 
 FACTS = "text_to_unit.json"
 _SPM, _PIECES = "spm.model", "pieces.json"
-TextForm = Literal["spoken", "written"]
-"""`spoken`: lower case, numbers in words, no signs, since sound has none of them; `written`: as it stands."""
 _LEAST, _PER_LETTER = 40, 8
 """Units that a text may become: at 29 a second and 15 letters a second there are about two to a letter."""
 
@@ -115,7 +112,7 @@ class TextToUnit:
 
     def source(self, text: str) -> list[int]:
         """Token ids of a text, with the end that the encoder expects."""
-        said = spoken(text) if self.form == "spoken" else text.strip()
+        said = " ".join(words(text)) if self.form == "spoken" else text.strip()
         return [*self.text.encode(said), self.model.config.eos_token_id]
 
     def target(self, units: Sequence[int]) -> list[int]:
@@ -197,13 +194,6 @@ def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch
         ids[row, : len(values)] = torch.tensor(values)
         mask[row, : len(values)] = 1
     return ids, mask
-
-
-def spoken(text: str) -> str:
-    """A text as one hears it: lower case, cardinals below 1000 in words, neither signs nor apostrophes."""
-    text = unicodedata.normalize("NFKC", text).lower()
-    text = re.sub(r"(?<![\d.])\d{1,3}(?![\d.]*\d)", lambda number: in_words(int(number[0])), text)
-    return " ".join(re.sub(r"[^\w\s]|_", " ", re.sub(r"['’`]", "", text)).split())
 
 
 def _ended(tokens: Sequence[int], end: int, unit_of: Mapping[int, int]) -> tuple[int, ...]:

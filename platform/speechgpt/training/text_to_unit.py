@@ -10,8 +10,9 @@ from rapidfuzz.distance import Levenshtein
 from torch import nn
 from transformers import BartConfig, BartForConditionalGeneration
 
+from speechgpt.language.normaliser import words
 from speechgpt.language.scratch import train_tokenizer
-from speechgpt.language.text_to_unit import TextToUnit, TokenizerText, padded, spoken
+from speechgpt.language.text_to_unit import TextToUnit, TokenizerText, padded
 from speechgpt.training.config import TextToUnitSection
 
 _POOL = 64
@@ -42,7 +43,7 @@ class Pair(NamedTuple):
 
 def scratch(section: TextToUnitSection, texts: Sequence[str], units: int, seed: int) -> TextToUnit:
     """A fresh model of `units` units whose text vocabulary is learnt from `texts`; the same for the same arguments."""
-    tokenizer = train_tokenizer([spoken(text) for text in texts], section.text_vocabulary)
+    tokenizer = train_tokenizer([" ".join(words(text)) for text in texts], section.text_vocabulary)
     first = len(tokenizer)
     config = BartConfig(
         **(SMALL | section.architecture),

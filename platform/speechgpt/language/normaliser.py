@@ -1,4 +1,4 @@
-"""The text normal form in which every word error rate of this project is counted.
+"""Text as it is spoken: the form in which every word error rate of this project is counted, and some models read.
 
 Both sides of a comparison go through `words`. In order: Unicode compatibility form, lower case; `&` and arithmetic
 signs between digits become the words that are spoken for them; cardinals below 1000 and ordinals below 100 are
@@ -38,6 +38,11 @@ def ordinal(number: int) -> str:
     """`number` as an ordinal in words, 0 to 99: 21 is "twenty first"."""
     *front, last = in_words(number).split()
     return " ".join([*front, _ORDINAL_OF.get(last, re.sub("y$", "ie", last) + "th")])
+
+
+def spoken(text: str) -> str:
+    """`text` in normal form, as one string; what has no words stays as it is."""
+    return " ".join(words(text)) or text
 
 
 def words(text: str) -> list[str]:

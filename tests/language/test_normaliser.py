@@ -1,6 +1,6 @@
 import pytest
 
-from speechgpt.evaluation.normaliser import ordinal, words
+from speechgpt.language.normaliser import ordinal, words
 from speechgpt.language.numbers import in_words
 
 
