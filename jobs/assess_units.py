@@ -193,7 +193,8 @@ def _fitted(workspace: "Workspace", recipe: "Recipe", listen: Any, clusters: int
     frames: list[np.ndarray] = []
     # Clips come file by file.
     table = lru_cache(maxsize=1)(workspace.read_table)
-    for clip in sorted(sample(training_clips(workspace), min(_FRAMES, recipe.codebook.frames), recipe.seed)):
+    found = training_clips(workspace, recipe.data.max_seconds)
+    for clip in sorted(sample(found, min(_FRAMES, recipe.codebook.frames), recipe.seed)):
         row = table(clip.file).slice(clip.row, 1).to_pylist()[0]
         try:
             frames.append(listen(audio.decode(sound_of(row), max_seconds=recipe.data.max_seconds)))
