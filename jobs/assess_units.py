@@ -176,7 +176,7 @@ def _listener(workspace: "Workspace", recipe: "Recipe", kind: str) -> Any:
 
     if kind == "encoder":
         with workspace.fetch("encoder") as directory:
-            features = HubertFeatures.load(directory)
+            features = HubertFeatures.load(directory, device="cpu")
         return lambda wave: features([wave])[0].numpy()
     return open_teacher(TeacherSection(kind="mfcc") if kind == "mfcc" else recipe.encoder.training.teacher).frames
 

@@ -212,7 +212,8 @@ def _teacher(workspace: Any, recipe: Any, labelling: Labelling) -> Any:
     from speechgpt.speech.teacher import HubertTeacher, open_teacher
 
     torch.set_num_threads(1)
+    device = recipe.resources.tokenisation.device
     if not labelling.encoder:
-        return open_teacher(recipe.encoder.training.teacher)
+        return open_teacher(recipe.encoder.training.teacher, device)
     with workspace.fetch(labelling.encoder) as directory:
-        return HubertTeacher(directory)
+        return HubertTeacher(directory, device)

@@ -262,7 +262,7 @@ class Featurizer:
         self._longest = recipe.data.max_seconds
         self._budget = recipe.encoder.batch_seconds
         with workspace.fetch("encoder") as directory:
-            self._features = HubertFeatures.load(directory)
+            self._features = HubertFeatures.load(directory, device=recipe.resources.tokenisation.device)
 
     def ready(self) -> None:
         """Answered when the actor is there."""

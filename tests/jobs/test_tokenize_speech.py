@@ -18,9 +18,12 @@ import soundfile
 import tokenize_driver
 import torch
 
+from jobs.encoder_targets import Labelling, TeacherSample
+from jobs.fit_units import Featurizer
 from jobs.shards import decoded, plan, runs
 from jobs.shell import Context, JobError
 from jobs.tokenize_speech import UNITS_SCHEMA, Tokenizer, _figures, _refuse_too_many, run
+from jobs.train_vocoder import ClipFeatures
 from speechgpt.recipe import Recipe, load
 from speechgpt.runtime.progress import Progress
 from speechgpt.runtime.recordings import UTTERANCE_SCHEMA, read_manifests
@@ -205,6 +208,18 @@ def test_a_driver_that_is_killed_and_run_again_ends_in_the_bytes_of_one_that_was
     figures = tokenize(workspace, load("tiny", settings))["figures"]
     assert {part: workspace.digest(part) for part in whole} == whole
     assert (figures["utterances"], figures["quarantined"], figures["shards"]) == (40, 12, 52)
+
+
+def test_units_are_of_the_device_asked_for_and_not_of_the_node(workspace, recipe, monkeypatch):
+    """On a node with a GPU, as this would seem to be one, nothing is put on it unasked."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for actor in (Tokenizer, Featurizer, ClipFeatures):
+        actor(workspace, recipe)
+    TeacherSample(workspace, recipe, Labelling("", 2, encoder="encoder"), asked=1)
+    asked = load("tiny", ("resources.tokenisation.gpus=0.5",))
+    monkeypatch.setattr(hubert.nn.Module, "to", lambda model, device: pytest.fail(f"to {device}"))
+    with pytest.raises(pytest.fail.Exception, match="to cuda"):
+        Tokenizer(workspace, asked)
 
 
 @pytest.mark.ray
