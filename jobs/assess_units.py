@@ -176,7 +176,7 @@ def _listener(workspace: "Workspace", recipe: "Recipe", kind: str) -> Any:
 
     if kind == "encoder":
         with workspace.fetch("encoder") as directory:
-            features = HubertFeatures.load(directory)
+            features = HubertFeatures.load(directory, device="cpu")
         return lambda wave: features([wave])[0].numpy()
     return open_teacher(TeacherSection(kind="mfcc") if kind == "mfcc" else recipe.encoder.training.teacher).frames
 
@@ -193,7 +193,8 @@ def _fitted(workspace: "Workspace", recipe: "Recipe", listen: Any, clusters: int
     frames: list[np.ndarray] = []
     # Clips come file by file.
     table = lru_cache(maxsize=1)(workspace.read_table)
-    for clip in sorted(sample(training_clips(workspace), min(_FRAMES, recipe.codebook.frames), recipe.seed)):
+    found = training_clips(workspace, recipe.data.max_seconds)
+    for clip in sorted(sample(found, min(_FRAMES, recipe.codebook.frames), recipe.seed)):
         row = table(clip.file).slice(clip.row, 1).to_pylist()[0]
         try:
             frames.append(listen(audio.decode(sound_of(row), max_seconds=recipe.data.max_seconds)))

@@ -22,6 +22,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs import published_rows, question_sets, spoken_questions, train_text_to_unit
@@ -229,18 +230,24 @@ def spoken_answers(workspace: "Workspace", voice: str) -> dict[str, tuple[int, .
     """Units of the answer voice for every training text that it speaks; of several clips the first by id."""
     import pyarrow.dataset
 
-    columns = ["utterance_id", "units", "text", "split", "voice", "speaker", "stranger"]
-    table = pyarrow.dataset.dataset(workspace.root("units"), filesystem=workspace.fs).to_table(columns)
-    clips = [clip for clip in table.to_pylist() if is_for_training(clip) and speaks(clip, voice)]
-    return {
-        clip["text"].strip(): tuple(clip["units"])
-        for clip in sorted(clips, key=lambda clip: clip["utterance_id"], reverse=True)
-        if clip["text"]
-    }
+    units = pyarrow.dataset.dataset(workspace.root("units"), filesystem=workspace.fs)
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for batch in units.to_batches(columns=["utterance_id", "units", "text"], filter=learnt_from(voice)):
+        for clip in batch.to_pylist():
+            text, name = clip["text"].strip(), clip["utterance_id"]
+            if text not in found or name < found[text][0]:
+                found[text] = name, tuple(clip["units"])
+    return {text: said for text, (_, said) in found.items()}
 
 
-def is_for_training(clip: Mapping[str, Any]) -> bool:
-    return left_out(clip) is None
+def learnt_from(voice: str | None) -> pc.Expression:
+    """Which rows of the units table are not `left_out` and have a text, for reading no others.
+
+    voice: of those it `speaks` alone.
+    """
+    trained = (pc.field("split") == "train") & ~pc.coalesce(pc.field("stranger"), False)
+    wanted = trained & (pc.list_value_length(pc.field("units")) > 0) & (pc.field("text") != "")
+    return wanted if voice is None else wanted & ((pc.field("voice") == voice) | (pc.field("speaker") == voice))
 
 
 def left_out(clip: Mapping[str, Any]) -> str | None:

@@ -1,7 +1,10 @@
 """What an encoder is trained to predict: a teacher's unit of every frame of every training clip, beside its sound."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import islice
 from typing import Any
 
 from jobs import shards
@@ -9,7 +12,9 @@ from jobs.shards import Shard
 from jobs.shell import Context, JobError
 
 _SAMPLED_CLIPS = 1500
-"""Clips whose frames the teacher's codebook is fitted on."""
+"""Clips whose frames the teacher's codebook is fitted on, about as many of each shard."""
+_SPARE = 2
+"""Of so many times the frames wanted a clip gives its part, since a shorter one gives less."""
 GROUP_ROWS = 32
 """Clips that are read together."""
 
@@ -67,16 +72,19 @@ def label(context: Context, labelling: Labelling) -> None:
     }
     if not workspace.exists(labelling.codebook):
         frames: dict[str, Any] = {}
-        share = max(1, _SAMPLED_CLIPS // len(found))
-        dataset = ray.data.from_items([asdict(shard) for shard in found], override_num_blocks=len(found)).map(
+        asked = [asdict(shard) for shard in _asked(workspace, found, context.recipe.seed)]
+        dataset = ray.data.from_items(asked, override_num_blocks=len(asked)).map(
             TeacherSample,  # type: ignore[arg-type]  # Ray takes classes, its types do not say so
-            fn_constructor_args=(workspace, context.recipe, labelling, share),
+            fn_constructor_args=(workspace, context.recipe, labelling, len(asked)),
             **actors,
         )
-        with context.progress.count("teacher: sampling", len(found), "shards") as counter:
+        with context.progress.count("teacher: sampling", len(asked), "shards") as counter:
             for row in dataset.iter_rows():
-                frames[row["shard"]] = np.frombuffer(row["frames"], np.float32).reshape(-1, row["dimensions"])
+                if row["frames"]:
+                    frames[row["shard"]] = np.frombuffer(row["frames"], np.float32).reshape(-1, row["dimensions"])
                 counter.advance()
+        if not frames:
+            raise JobError(f"{workspace.uri}: no training clip of at most data.max_seconds that can be decoded")
         # In the order of the shards, not of their arrival: the same seed fits the same codebook.
         sample = np.concatenate([frames[name] for name in sorted(frames)])
         sample = sample[np.random.default_rng(context.recipe.seed).permutation(len(sample))[: training.teacher.frames]]
@@ -103,13 +111,33 @@ def label(context: Context, labelling: Labelling) -> None:
                 counter.advance()
 
 
+def _asked(workspace: Any, found: list[Shard], seed: int) -> list[Shard]:
+    """The shards that the sample is of: of more than it has clips, as many with a training clip, drawn by the seed."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    if len(found) <= _SAMPLED_CLIPS:
+        return found
+
+    @cache
+    def learnt(file: str) -> Any:
+        return pc.not_equal(workspace.read_rows(file, columns=["split"])["split"], "heldout")
+
+    drawn = (found[number] for number in np.random.default_rng(seed).permutation(len(found)))
+    trained = (shard for shard in drawn if pc.any(learnt(shard.file).slice(shard.first, shard.count)).as_py())
+    return list(islice(trained, _SAMPLED_CLIPS)) or found[:1]
+
+
+def _training_rows(workspace: Any, shard: Shard) -> list[dict[str, Any]]:
+    rows = workspace.read_rows(shard.file, shard.first, shard.count).to_pylist()
+    return [row for row in rows if row["split"] != "heldout" and not row.get("stranger")]
+
+
 def _clips(workspace: Any, shard: Shard, longest: float) -> Iterator[tuple[bytes, Any]]:
     """FLAC bytes and samples of the shard's training clips."""
     from speechgpt.speech import audio
 
-    rows = workspace.read_rows(shard.file, shard.first, shard.count).to_pylist()
-    training = (row for row in rows if row["split"] != "heldout" and not row.get("stranger"))
-    for row, wave in shards.decoded(training, longest):
+    for row, wave in shards.decoded(_training_rows(workspace, shard), longest):
         # A manifest may have a column `audio` that holds anything.
         yield audio.encode(wave, "flac") if "path" in row else row["audio"], wave
 
@@ -117,17 +145,26 @@ def _clips(workspace: Any, shard: Shard, longest: float) -> Iterator[tuple[bytes
 class TeacherSample:
     """Teacher frames of a few clips of a shard."""
 
-    def __init__(self, workspace: Any, recipe: Any, labelling: Labelling, share: int) -> None:
-        self._workspace, self._recipe, self._labelling, self._share = workspace, recipe, labelling, share
+    def __init__(self, workspace: Any, recipe: Any, labelling: Labelling, asked: int) -> None:
+        """asked: how many shards give frames."""
+        self._workspace, self._recipe = workspace, recipe
+        self._clips = max(1, _SAMPLED_CLIPS // asked)
+        self._frames = _SPARE * recipe.encoder.training.teacher.frames / asked
         self._teacher = _teacher(workspace, recipe, labelling)
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         import numpy as np
 
         part = Shard(**shard)
-        clips = [wave for _, wave in _clips(self._workspace, part, self._recipe.data.max_seconds)]
-        chosen = np.random.default_rng(self._recipe.seed).permutation(len(clips))[: self._share]
-        frames = np.concatenate([self._teacher.frames(clips[i]) for i in chosen] or [np.zeros((0, 1), np.float32)])
+        rows = _training_rows(self._workspace, part)
+        draw = np.random.default_rng(self._recipe.seed)
+        drawn = (rows[number] for number in draw.permutation(len(rows)))
+        most = math.ceil(self._frames / max(1, min(self._clips, len(rows))))
+        kept = []
+        for _, wave in islice(shards.decoded(drawn, self._recipe.data.max_seconds), self._clips):
+            frames = self._teacher.frames(wave)
+            kept.append(frames if len(frames) <= most else draw.permutation(frames)[:most])
+        frames = np.concatenate(kept or [np.zeros((0, 1), np.float32)])
         return {
             "shard": part.name,
             "frames": frames.astype(np.float32).tobytes(),
@@ -175,7 +212,8 @@ def _teacher(workspace: Any, recipe: Any, labelling: Labelling) -> Any:
     from speechgpt.speech.teacher import HubertTeacher, open_teacher
 
     torch.set_num_threads(1)
+    device = recipe.resources.tokenisation.device
     if not labelling.encoder:
-        return open_teacher(recipe.encoder.training.teacher)
+        return open_teacher(recipe.encoder.training.teacher, device)
     with workspace.fetch(labelling.encoder) as directory:
-        return HubertTeacher(directory)
+        return HubertTeacher(directory, device)

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from importlib import resources
-from itertools import groupby, zip_longest
+from itertools import chain, groupby, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -61,8 +61,12 @@ class _Group(NamedTuple):
     """Reference of the clips: it must be there for Ray to make the frames of a lost node again."""
     kept: Any
     """Reference of the frames and of the clips' lengths, as `Featurizer.heard` returns them."""
-    frames: int
-    """How many there are."""
+    lengths: Sequence[int]
+    """How many frames each clip has."""
+
+    @property
+    def frames(self) -> int:
+        return sum(self.lengths)
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -73,14 +77,19 @@ def run(context: Context) -> dict[str, Any]:
 
     recipe, workspace = context.recipe, context.workspace
     # In the order of the files, so that a task reads few of them.
-    clips = sorted(sample(training_clips(workspace), recipe.codebook.frames, recipe.seed))
+    found = training_clips(workspace, recipe.data.max_seconds)
+    clips = sorted(sample(found, recipe.codebook.frames, recipe.seed))
     if not clips:
         raise JobError(
-            f"{workspace.uri}: no training clip in speech/ or manifest/utterances.parquet; run manifest and synthesize"
+            f"{workspace.uri}: no training clip of at most data.max_seconds in speech/ or "
+            "manifest/utterances.parquet; run manifest and synthesize"
         )
-    groups = [group for group in _heard(context, clips) if group.frames]
-    if not groups:
+    groups = _heard(context, clips)
+    lengths = chain.from_iterable(group.lengths for group in groups)
+    used = [clip for clip, length in zip(clips, lengths, strict=True) if length]
+    if not used:
         raise JobError(f"{workspace.uri}: none of the {len(clips)} training clips drawn can be decoded")
+    groups = [group for group in groups if group.frames]
     report: dict[str, Any] = {}
     if recipe.codebook.init == "shipped":
         book = codebook.Codebook.load(str(resources.files("speechgpt") / "bundles" / "nano" / "encoder"))
@@ -91,14 +100,14 @@ def run(context: Context) -> dict[str, Any]:
                 f"codebook.clusters: {recipe.codebook.clusters}, but {recipe.codebook.init} has {book.clusters} units"
             )
     else:
-        context.progress.say(f"fitting {recipe.codebook.clusters} units on frames of {len(clips)} clips")
+        context.progress.say(f"fitting {recipe.codebook.clusters} units on frames of {len(used)} clips")
         book, report = _fit(context, groups)
         for number, inertia in enumerate(report["inertia_course"]):
             context.run.log_metrics({"inertia": inertia}, step=number)
     shared = ray.put(book.centroids.numpy())
-    used = list(_each(_use, [(group.kept, shared) for group in groups]))
-    report |= summary(np.sum([counts for counts, _ in used], axis=0), sum(runs for _, runs in used))
-    report |= {"clips": len(clips), "speakers": len({clip.speaker for clip in clips})}
+    said = list(_each(_use, [(group.kept, shared) for group in groups]))
+    report |= summary(np.sum([counts for counts, _ in said], axis=0), sum(runs for _, runs in said))
+    report |= {"clips": len(used), "speakers": len({clip.speaker for clip in used})}
     with tempfile.TemporaryDirectory() as folder:
         workspace.write_bytes(_KMEANS, Path(book.save(folder)).read_bytes())
     workspace.write_json(_REPORT, report)
@@ -119,7 +128,7 @@ def _heard(context: Context, clips: list[Clip]) -> list[_Group]:
     recipe = context.recipe
     cluster.connect(recipe.resources)
     bounds = runs([clip.seconds for clip in clips], _GROUP_SECONDS)
-    groups = [_Group(ray.put(clips[first : first + count]), None, 0) for first, count in bounds]
+    groups = [_Group(ray.put(clips[first : first + count]), None, ()) for first, count in bounds]
     pool = recipe.resources.tokenisation
     actor: Any = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_restarts=-1, max_task_retries=-1)(Featurizer)
     actors = [actor.remote(context.workspace, recipe) for _ in range(min(pool.max_actors, len(groups)))]
@@ -131,9 +140,9 @@ def _heard(context: Context, clips: list[Clip]) -> list[_Group]:
         while counter.done < len(groups):
             (found, *_), _ = ray.wait([*busy], num_returns=1)
             each, done = busy.pop(found)
-            frames = ray.get(found)
+            lengths = ray.get(found)
             if done is not None:
-                groups[done] = groups[done]._replace(frames=frames)
+                groups[done] = groups[done]._replace(lengths=lengths)
                 counter.advance()
             if (number := next(todo, None)) is not None:
                 kept, counted = each.heard.options(num_returns=2).remote(groups[number].clips)
@@ -214,11 +223,12 @@ def sample(clips: Sequence[Clip], frames: int, seed: int) -> list[Clip]:
         by_speaker.setdefault(clip.speaker, []).append(clip)
     drawn: list[Clip] = []
     held = 0.0
-    for turn in zip_longest(*(by_speaker[speaker] for speaker in sorted(by_speaker))):
-        for clip in turn:
-            if clip is not None and held * _FRAMES_A_SECOND < frames:
-                drawn.append(clip)
-                held += clip.seconds
+    turns = zip_longest(*(by_speaker[speaker] for speaker in sorted(by_speaker)))
+    for clip in filter(None, chain.from_iterable(turns)):
+        if held * _FRAMES_A_SECOND >= frames:
+            break
+        drawn.append(clip)
+        held += clip.seconds
     return drawn
 
 
@@ -252,31 +262,38 @@ class Featurizer:
         self._longest = recipe.data.max_seconds
         self._budget = recipe.encoder.batch_seconds
         with workspace.fetch("encoder") as directory:
-            self._features = HubertFeatures.load(directory)
+            self._features = HubertFeatures.load(directory, device=recipe.resources.tokenisation.device)
 
     def ready(self) -> None:
         """Answered when the actor is there."""
 
-    def heard(self, clips: list[Clip]) -> tuple[_Kept, int]:
-        """Frames of those clips that can be decoded (`tokenize` reports the others), and how many frames there are."""
+    def heard(self, clips: list[Clip]) -> tuple[_Kept, list[int]]:
+        """Frames of the clips, and how many each has."""
         import numpy as np
 
         features = self._heard(clips)
-        joined = np.concatenate([np.zeros((0, self._features.dimensions), np.float32), *features])
-        return (joined, np.array([len(frames) for frames in features], np.int64)), len(joined)
+        lengths = [len(frames) for frames in features]
+        return (np.concatenate(features), np.array(lengths, np.int64)), lengths
 
     def _heard(self, clips: list[Clip]) -> "list[np.ndarray]":
-        """float32 [frames, dimensions] of each clip that can be decoded. clips: in order."""
+        """float32 [frames, dimensions] of each clip, none of one that cannot be decoded: `tokenize` reports it.
+
+        clips: in order.
+        """
+        import numpy as np
+
         from jobs.shards import decoded
         from speechgpt.speech.encoder import frames_of_each
 
-        waves = []
+        waves: list[np.ndarray | None] = []
         for file, of_file in groupby(clips, key=lambda clip: clip.file):
             rows = [clip.row for clip in of_file]
             table = self._workspace.read_rows(file, rows[0], rows[-1] - rows[0] + 1)
             chosen = table.take([number - rows[0] for number in rows]).to_pylist()
-            waves += [wave for _, wave in decoded(chosen, self._longest)]
-        return [frames.numpy() for frames in frames_of_each(self._features, waves, self._budget)]
+            waves += [next((wave for _, wave in decoded([row], self._longest)), None) for row in chosen]
+        found = iter(frames_of_each(self._features, [wave for wave in waves if wave is not None], self._budget))
+        none = np.zeros((0, self._features.dimensions), np.float32)
+        return [none if wave is None else next(found).numpy() for wave in waves]
 
 
 def _taken(kept: _Kept, numbers: "np.ndarray") -> "np.ndarray":
@@ -319,8 +336,8 @@ def _used(centroids: "np.ndarray", clips: "Iterable[np.ndarray]") -> "tuple[np.n
     return counts, runs
 
 
-def training_clips(workspace: "Workspace") -> list[Clip]:
-    """Clips of known length that training may hear."""
+def training_clips(workspace: "Workspace", longest: float) -> list[Clip]:
+    """Clips of known length, of at most `longest` seconds, that training may hear."""
     files = [name for name in workspace.list("speech") if name.endswith(".parquet")]
     files += [name for name in ["manifest/utterances.parquet"] if workspace.exists(name)]
     clips = []
@@ -330,7 +347,7 @@ def training_clips(workspace: "Workspace") -> list[Clip]:
         for row, (name, speaker, seconds, split) in enumerate(
             zip(*(table[c].to_pylist() for c in columns), strict=True)
         ):
-            if split == "train" and seconds:
+            if split == "train" and seconds and seconds <= longest:
                 clips.append(Clip(file, row, name, speaker or "", seconds))
     return clips
 

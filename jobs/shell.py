@@ -22,7 +22,8 @@ import typer
 
 from jobs import waiting
 from speechgpt.recipe import Recipe, RecipeError, load
-from speechgpt.runtime.files import absolute, files_under, open_binary
+from speechgpt.runtime.files import StoreError, absolute, files_under, open_binary
+from speechgpt.runtime.patience import patiently
 from speechgpt.runtime.progress import Progress
 from speechgpt.runtime.tracking import Run, Tracking
 from speechgpt.runtime.workspace import Workspace
@@ -82,7 +83,8 @@ class Job:
     variants: tuple[str, ...] = ()
     """Values that the command's argument may take; without variants there is no argument."""
     files: Callable[[Recipe], Iterable[str]] = lambda recipe: ()
-    """Files outside the workspace that the result depends on: another content under the same name is another job."""
+    """Files outside the workspace that the result depends on: another content under the same name is another job, and
+    one that cannot be read is an error."""
     trees: Callable[[Recipe], Iterable[str]] = lambda recipe: ()
     """Directories and files outside the workspace that are too large to read for that: the names, sizes and dates of
     what is there count instead."""
@@ -103,7 +105,8 @@ def execute(
 ) -> dict[str, Any]:
     """Do the job unless it is done; returns its marker, with `skipped` beside it.
 
-    Raises JobError if a job that it reads from has not finished, or whatever the job itself raises.
+    Raises JobError if a job that it reads from has not finished or a file that it reads cannot be read, or whatever the
+    job itself raises.
     """
     title = job.title(argument)
     progress = Progress(silent=json)
@@ -318,17 +321,32 @@ def _fingerprint(
     recipe: Recipe, sections: tuple[str, ...], inputs: dict[str, str], files: Iterable[str], trees: Iterable[str]
 ) -> str:
     contents = {name: _content_digest(name) for name in files}
-    contents |= {f"tree {name}": _hash(files_under(absolute(name))) for name in trees}
+    contents |= {f"tree {name}": _tree_digest(name) for name in trees}
     return _hash({"recipe": _chosen(content(recipe), sections), "inputs": inputs, "files": contents})
 
 
 def _content_digest(name: str) -> str:
-    """sha256 of a file; of nothing for one that cannot be read, which the job itself will report."""
-    try:
+    """sha256 of a file. Raises JobError for one that cannot be read: no other content, so what was made of it stays."""
+
+    def digest() -> str:
         with open_binary(name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    except OSError:
-        return hashlib.sha256().hexdigest()
+
+    try:
+        return patiently(digest, StoreError)
+    except OSError as error:
+        raise JobError(f"{name} cannot be read: {error}") from None
+
+
+def _tree_digest(name: str) -> str:
+    """Hash of what lies there, by names, sizes and dates. Raises JobError if nothing does, as `_content_digest`."""
+    try:
+        found = files_under(absolute(name))
+    except OSError as error:
+        raise JobError(f"{name} cannot be read: {error}") from None
+    if not found:
+        raise JobError(f"{name}: no such file or directory, or an empty one")
+    return _hash(found)
 
 
 def _hash(value: Any) -> str:

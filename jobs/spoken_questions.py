@@ -100,7 +100,7 @@ class Writer:
 
         self._workspace, self._recipe, self._write = workspace, recipe, write
         self._builder, self._talks = ray.get(shared)
-        device = "cuda" if recipe.resources.text_to_unit.gpus else "cpu"
+        device = recipe.resources.text_to_unit.device
         if device == "cpu":
             torch.set_num_threads(1)
         with workspace.fetch(MODEL) as directory:

@@ -131,7 +131,11 @@ class Tokenizer:
         self._longest = None if recipe.encoder.long else recipe.data.max_seconds
         with workspace.fetch("encoder") as directory:
             self._encoder = SpeechEncoder.load(
-                directory, recipe.encoder.batch_seconds, recipe.encoder.long, recipe.encoder.precision
+                directory,
+                recipe.encoder.batch_seconds,
+                recipe.encoder.long,
+                recipe.encoder.precision,
+                recipe.resources.tokenisation.device,
             )
         self._start = time.perf_counter() - began
 

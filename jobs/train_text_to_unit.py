@@ -49,17 +49,14 @@ def pairs(workspace: "Workspace", recipe: "Recipe") -> "list[Pair]":
     """Units and texts of the training clips, in the order of their ids; of the recipe's speakers."""
     import pyarrow.dataset
 
-    from jobs.build_instructions import is_for_training, speaks
+    from jobs.build_instructions import learnt_from
     from speechgpt.training.text_to_unit import Pair
 
-    columns = ["utterance_id", "units", "text", "split", "voice", "speaker", "stranger"]
-    table = pyarrow.dataset.dataset(workspace.root("units"), filesystem=workspace.fs).to_table(columns)
-    found, only = [], recipe.text_to_unit.speakers == "answer"
-    for batch in table.sort_by("utterance_id").to_batches(4096):
-        for clip in batch.to_pylist():
-            is_pair = is_for_training(clip) and clip["text"]
-            if is_pair and (not only or speaks(clip, recipe.voices.answer)):
-                found.append(Pair(clip["text"], tuple(clip["units"])))
+    only = recipe.text_to_unit.speakers == "answer"
+    units = pyarrow.dataset.dataset(workspace.root("units"), filesystem=workspace.fs)
+    wanted = learnt_from(recipe.voices.answer if only else None)
+    table = units.to_table(["utterance_id", "units", "text"], filter=wanted).sort_by("utterance_id")
+    found = [Pair(clip["text"], tuple(clip["units"])) for batch in table.to_batches(4096) for clip in batch.to_pylist()]
     if len(found) < _LEAST_PAIRS:
         whose = f"in the voice {recipe.voices.answer!r} " if only else ""
         raise JobError(

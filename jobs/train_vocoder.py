@@ -148,7 +148,7 @@ class ClipFeatures:
         self._strangers = recipe.vocoder.training.strangers > 0
         self._longest = recipe.data.max_seconds
         with workspace.fetch("encoder") as directory:
-            self._features = HubertFeatures.load(directory)
+            self._features = HubertFeatures.load(directory, device=recipe.resources.tokenisation.device)
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         import numpy as np

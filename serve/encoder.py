@@ -44,7 +44,7 @@ class Encoder:
 
         self._max_seconds = serving.max_audio_seconds
         self._worker = Worker(serving.request_timeout_seconds)
-        self._encoder = SpeechEncoder.load(open_bundle(source).directory / "encoder")
+        self._encoder = SpeechEncoder.load(open_bundle(source).directory / "encoder", device=serving.encoder.device)
         self._backlog = Backlog()
         self._units = Batched(self._encode, lambda wave: len(wave) / SAMPLE_RATE, serving.encoder, self._backlog)
         # A replica is ready once its model has run: the first pass allocates and, on a GPU, compiles.

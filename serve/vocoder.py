@@ -43,7 +43,7 @@ class VocoderDeployment:
         from speechgpt.speech.vocoder import Vocoder
 
         self._worker = Worker(serving.request_timeout_seconds)
-        self._vocoder = Vocoder.load(open_bundle(source).directory / "vocoder")
+        self._vocoder = Vocoder.load(open_bundle(source).directory / "vocoder", device=serving.vocoder.device)
         self._backlog, self._meters = Backlog(), VoiceMeters()
         self._waves = Batched(self._synthesize, lambda line: _seconds(line.units), serving.vocoder, self._backlog)
         synthesize(self._vocoder, [Line([0])])

@@ -1,13 +1,14 @@
 """The job `instructions` on a real Ray: what enters the rows, what stays out, and going on after a kill."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from jobs import build_instructions
-from jobs.build_instructions import QUESTIONS, REFUSED, REPORT, ROWS, read_instructions
+from jobs.build_instructions import QUESTIONS, REFUSED, REPORT, ROWS, read_instructions, spoken_answers
 from jobs.shell import JobError, execute
 from jobs.tokenize_speech import UNITS_SCHEMA
 from speechgpt.language import world
@@ -101,6 +102,19 @@ def test_rows_are_built_and_nothing_unheard_gets_in(ray_cluster, tmp_path: Path)
     workspace.delete(f"{ROWS}/part-b.parquet")
     execute(build_instructions.JOB, recipe, workspace, json=True)
     assert workspace.digest(ROWS) == before
+
+
+def test_of_clips_that_do_not_answer_none_is_held_as_objects(tmp_path: Path):
+    workspace = Workspace(str(tmp_path))
+    clips = [clip(f"o{n}", "no", "high", [1] * 1000) for n in range(1000)]
+    clips += [clip("b", " yes ", "mine", [2]), clip("a", "yes", "mine", [1]), clip("c", None, "mine", [3])]
+    workspace.write_table("units/part-a.parquet", pa.Table.from_pylist(clips, UNITS_SCHEMA))
+    assert spoken_answers(workspace, "mine") == {"yes": (1,)}
+    tracemalloc.start()
+    spoken_answers(workspace, "mine")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1e6, "a million units are 8 MB of pointers"
 
 
 def test_text_instructions_are_read_and_told_apart(tmp_path: Path):

@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs import fit_units, labelled_clips, tokenize_speech, train_encoder
-from jobs.encoder_targets import Labelling, _clips
+from jobs import encoder_targets, fit_units, labelled_clips, tokenize_speech, train_encoder
+from jobs.encoder_targets import Labelling, TeacherSample, _asked, _clips
 from jobs.shards import RECORDINGS, Shard
 from jobs.shell import JobError, execute
 from speechgpt.recipe import Recipe, load
@@ -34,7 +36,7 @@ MADE = {
 
 @pytest.fixture
 def workspace(run_directory: Path) -> Workspace:
-    """24 shipped recordings, as a file of `speech/`."""
+    """24 shipped recordings, as files of `speech/`, beside shards that have none to learn from."""
     folder = resources.files("speechgpt") / "recordings"
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()][:24]
     clips = [
@@ -53,6 +55,9 @@ def workspace(run_directory: Path) -> Workspace:
         place.write_json(f"{part}/_done/{job}.json", {"digest": "made by hand"})
     for name in "ab":
         place.write_table(f"speech/part-{name}.parquet", pa.Table.from_pylist(clips["ab".index(name) :: 2]))
+    place.write_table("speech/part-c.parquet", pa.Table.from_pylist([{**clips[0], "split": "heldout"}]))
+    long = audio.encode(np.zeros(31 * audio.SAMPLE_RATE, np.float32), "flac")
+    place.write_table("speech/part-d.parquet", pa.Table.from_pylist([{**clips[0], "audio": long, "seconds": 31.0}]))
     return place
 
 
@@ -78,7 +83,7 @@ def test_an_encoder_of_recordings_alone_that_units_are_made_with(ray_cluster, wo
     assert {"iteration_1_hidden_loss", "iteration_2_hidden_accuracy", "hidden_accuracy"} <= figures.keys()
     fitted = do(fit_units, workspace, recipe)
     assert fitted["frames"] == 2000 and fitted["dead_units"] == 0
-    assert do(tokenize_speech, workspace, recipe)["utterances"] == 24
+    assert do(tokenize_speech, workspace, recipe)["utterances"] == 25
     with workspace.fetch("encoder") as directory:
         assert HubertFeatures.load(directory).dimensions == Codebook.load(directory).centroids.shape[1]
     whole = workspace.read_bytes("encoder/model.safetensors")
@@ -90,6 +95,25 @@ def test_an_encoder_of_recordings_alone_that_units_are_made_with(ray_cluster, wo
     again = do(train_encoder, workspace, recipe)
     assert workspace.read_bytes("encoder/model.safetensors") == whole
     assert again == figures
+
+
+def test_what_a_teacher_is_asked_does_not_grow_with_the_corpus(workspace, monkeypatch):
+    recipe = load("tiny", SETTINGS)
+
+    def sample(name: str, asked: int) -> dict:
+        shard = asdict(Shard(name, f"speech/part-{name}.parquet", 0, 12))
+        return TeacherSample(workspace, recipe, Labelling("x", 20), asked)(shard)
+
+    few = sample("a", 100)
+    assert len(few["frames"]) // 4 // few["dimensions"] == 48, "of 12 clips four frames each: twice 2000 of 100 shards"
+    assert sample("a", 100) == few != sample("b", 100)
+    assert sample("c", 100)["frames"] == sample("d", 100)["frames"] == b""
+    found = [Shard(name, f"speech/part-{name}.parquet", 0, 12) for name in "abc"]
+    assert _asked(workspace, found, seed=1) == found
+    monkeypatch.setattr(encoder_targets, "_SAMPLED_CLIPS", 2)
+    assert {shard.name for shard in _asked(workspace, found, seed=1)} == {"a", "b"}
+    monkeypatch.setattr(encoder_targets, "_SAMPLED_CLIPS", 1)
+    assert {_asked(workspace, found, seed)[0].name for seed in range(9)} == {"a", "b"}
 
 
 def test_a_recording_is_what_its_path_names_whatever_else_its_row_holds(workspace, tmp_path):

@@ -38,6 +38,13 @@ def test_enough_clips_are_drawn_and_no_more():
     assert len(sample(CLIPS, frames=10**9, seed=1)) == len(CLIPS)
 
 
+def test_no_more_turns_are_taken_than_are_needed(monkeypatch):
+    turns = []
+    monkeypatch.setattr(fit_units, "zip_longest", lambda *lists: map(lambda *turn: turns.append(turn) or turn, *lists))
+    sample(CLIPS, frames=1000, seed=1)
+    assert len(turns) == 6, "five of both speakers, and one to see that it is enough"
+
+
 def test_the_draw_depends_on_the_seed_and_not_on_the_order():
     assert sample(CLIPS, 1000, seed=1) == sample(CLIPS[::-1], 1000, seed=1)
     assert sample(CLIPS, 1000, seed=1) != sample(CLIPS, 1000, seed=2)
@@ -60,7 +67,7 @@ def test_no_more_frames_take_part_than_asked_for():
 
 
 def corpus(workspace: Workspace, recipe: Recipe) -> None:
-    """40 clips of three seconds by three speakers, one of a fourth that is none, and an untrained encoder."""
+    """40 clips of three seconds by three speakers, two that cannot be used, and an untrained encoder."""
     draw = np.random.default_rng(0)
     rows = []
     for number in range(40):
@@ -69,6 +76,7 @@ def corpus(workspace: Workspace, recipe: Recipe) -> None:
         sound = {"audio": audio.encode(wave.astype(np.float32), "flac"), "seconds": 3.0}
         rows.append({"id": f"{number}", "speaker": f"{number % 3}", "split": "train", **sound})
     rows.append({"id": "bad", "speaker": "bad", "split": "train", "audio": b"no sound", "seconds": 0.01})
+    rows.append({"id": "long", "speaker": "long", "split": "train", "audio": b"no sound", "seconds": 3600.0})
     workspace.write_table("speech/part-a.parquet", pa.Table.from_pylist(rows))
     with workspace.stage("encoder") as folder:
         hubert.save(hubert.scratch(recipe.encoder.architecture, seed=1), folder, layer=2, normalize=True)
@@ -85,7 +93,7 @@ def test_a_codebook_is_that_of_scikit_learn_and_the_same_each_time(ray_cluster, 
     workspace = Workspace(tmp_path)
     corpus(workspace, recipe)
     done = fit(workspace, CODEBOOK)
-    assert (done["frames"], done["clips"], done["dead_units"]) == (5901, 41, 0)
+    assert (done["frames"], done["clips"], done["speakers"], done["dead_units"]) == (5901, 40, 3, 0)
     report = workspace.read_json("reports/units.json")
     assert report["inertia_course"][-1] == pytest.approx(report["inertia"], rel=1e-4)
     assert sum(report["shares"]) == pytest.approx(1, abs=1e-6)
@@ -93,7 +101,7 @@ def test_a_codebook_is_that_of_scikit_learn_and_the_same_each_time(ray_cluster, 
     workspace.delete("encoder/kmeans.safetensors")
     fit(workspace, CODEBOOK, "resources.tokenisation={max_actors: 1, cpus: 1}")
     assert workspace.read_bytes("encoder/kmeans.safetensors") == book
-    drawn = sorted(sample(training_clips(workspace), recipe.codebook.frames, recipe.seed))
+    drawn = sorted(sample(training_clips(workspace, recipe.data.max_seconds), recipe.codebook.frames, recipe.seed))
     frames = np.concatenate(Featurizer(workspace, recipe)._heard(drawn))[:5901]
     _, theirs = codebook.fit(frames, 16, seed=recipe.seed, iterations=20)
     assert done["inertia"] == pytest.approx(theirs["inertia"], rel=0.01)

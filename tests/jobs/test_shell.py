@@ -160,6 +160,26 @@ def test_fingerprints_of_workspaces_from_before_there_were_limits_hold(recipe: R
     assert _fingerprint(recipe, SECTIONS, {}, (), ()) == _hash(whole)
 
 
+@pytest.mark.parametrize("kind", ["files", "trees"])
+def test_an_input_that_cannot_be_read_is_named_and_what_was_made_of_it_stays(
+    recipe: Recipe, workspace: Workspace, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    source = tmp_path / "corpus" / "rows.jsonl"
+    source.write_text("a")
+    named = source if kind == "files" else source.parent
+    work = Work("manifest/utterances")
+    job = Job("manifest", "manifest", work, partial=("models/counting",), **{kind: lambda recipe: [str(named)]})
+    execute(job, recipe, workspace, json=True)
+    workspace.write_bytes("models/counting", b"..")
+    source.rename(tmp_path / "away")
+    with pytest.raises(JobError, match=f"{named}.* (cannot be read|no such file)"):
+        execute(job, recipe, workspace, json=True)
+    assert workspace.missing(["manifest/utterances", "models/counting"]) == set()
+    (tmp_path / "away").rename(source)
+    assert execute(job, recipe, workspace, json=True)["skipped"]
+
+
 def test_changing_back_does_not_trust_what_was_removed(recipe: Recipe, workspace: Workspace) -> None:
     execute(writer(Work("manifest/utterances")), recipe, workspace, json=True)
     with pytest.raises(JobError):

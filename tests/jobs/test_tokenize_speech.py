@@ -19,9 +19,12 @@ import tokenize_driver
 import torch
 from failing_store import FailingStore
 
+from jobs.encoder_targets import Labelling, TeacherSample
+from jobs.fit_units import Featurizer
 from jobs.shards import decoded, plan, runs
 from jobs.shell import Context, JobError
 from jobs.tokenize_speech import UNITS_SCHEMA, Tokenizer, _figures, _from_disk, _refuse_too_many, run
+from jobs.train_vocoder import ClipFeatures
 from speechgpt.recipe import Recipe, load
 from speechgpt.runtime import buckets, patience
 from speechgpt.runtime.progress import Progress
@@ -181,25 +184,28 @@ def test_a_second_attempt_does_only_what_is_missing_and_ends_in_the_same_bytes(r
 def test_a_driver_that_is_killed_and_run_again_ends_in_the_bytes_of_one_that_was_not(
     ray_cluster, workspace, recipe, tmp_path
 ):
-    """kill -9, when some of 40 shards are written and others are not."""
+    """kill -9, when some of 52 shards are written, and one cannot be: its sound does not come."""
     files = [sound_files.write(tmp_path, f"{n:02d}", sound_files.speech(0.5, n), "flac") for n in range(40)]
     bad = sound_files.poison(tmp_path / "bad")
     recordings(workspace, *files, *map(Path, bad))
     settings = ("data.max_bad_fraction=1", "corpora.shard_seconds=1", "resources.tokenisation={max_actors: 1}")
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, tokenize_driver.__file__, workspace.uri, *settings]
+    sound = files[-1].rename(tmp_path / "sound")
+    os.mkfifo(files[-1])
     with (tmp_path / "log").open("wb") as log:
         driver = subprocess.Popen(
             command, env=os.environ | {"RAY_ADDRESS": address}, stdout=log, stderr=subprocess.STDOUT
         )
         deadline = time.monotonic() + 300
-        while not (written := len(workspace.list("units"))):
+        while not workspace.list("units"):
             assert driver.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.01)
         driver.kill()
         driver.wait()
+    sound.replace(files[-1])
     shards = plan(workspace, load("tiny", settings))
-    assert 0 < written < len(shards) == 52, "killed in the middle"
+    assert 0 < len(workspace.list("units")) < len(shards) == 52, "killed in the middle"
     tokenize(workspace, load("tiny", settings))
     whole = {part: workspace.digest(part) for part in ("units", "quarantine")}
     for part in whole:
@@ -207,6 +213,18 @@ def test_a_driver_that_is_killed_and_run_again_ends_in_the_bytes_of_one_that_was
     figures = tokenize(workspace, load("tiny", settings))["figures"]
     assert {part: workspace.digest(part) for part in whole} == whole
     assert (figures["utterances"], figures["quarantined"], figures["shards"]) == (40, 12, 52)
+
+
+def test_units_are_of_the_device_asked_for_and_not_of_the_node(workspace, recipe, monkeypatch):
+    """On a node with a GPU, as this would seem to be one, nothing is put on it unasked."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for actor in (Tokenizer, Featurizer, ClipFeatures):
+        actor(workspace, recipe)
+    TeacherSample(workspace, recipe, Labelling("", 2, encoder="encoder"), asked=1)
+    asked = load("tiny", ("resources.tokenisation.gpus=0.5",))
+    monkeypatch.setattr(hubert.nn.Module, "to", lambda model, device: pytest.fail(f"to {device}"))
+    with pytest.raises(pytest.fail.Exception, match="to cuda"):
+        Tokenizer(workspace, asked)
 
 
 @pytest.mark.ray

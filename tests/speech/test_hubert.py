@@ -6,7 +6,7 @@ import torch
 from tiny_models import HUBERT, HUBERT_LAYOUTS
 from transformers import HubertModel
 
-from speechgpt.speech import hubert, split_products
+from speechgpt.speech import hubert, long_audio, split_products
 from speechgpt.speech.codebook import Codebook
 from speechgpt.speech.encoder import SpeechEncoder, batches_by_length
 
@@ -55,6 +55,17 @@ def test_a_padded_batch_equals_the_clips_alone(layout: str, normalize: bool, fro
         alone = features([wave])[0]
         assert together.shape == alone.shape == (hubert.frame_count(len(wave)), 32)
         torch.testing.assert_close(together, alone, atol=5e-5, rtol=1e-4)
+
+
+def test_float32_is_not_rounded_on_its_way_through_cudnn() -> None:
+    features = hubert.HubertFeatures(model("base"), 2, normalize=False)
+    convolution = features.first_convolution
+    assert convolution is not None and torch.backends.cudnn.allow_tf32
+    rounded = []
+    convolution.register_forward_hook(lambda *_: rounded.append(torch.backends.cudnn.allow_tf32))
+    features(clips())
+    long_audio.gather(features, clips()[0], with_channels=True)
+    assert rounded == [False, False] and torch.backends.cudnn.allow_tf32
 
 
 def test_units_do_not_depend_on_the_batch() -> None:

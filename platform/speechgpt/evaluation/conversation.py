@@ -28,7 +28,7 @@ class Conversation:
 
         torch.set_num_threads(threads)
         adapter = Path(bundle, "adapter")
-        self._encoder = SpeechEncoder.load(Path(bundle, "encoder"))
+        self._encoder = SpeechEncoder.load(Path(bundle, "encoder"), device="cpu")
         self._examiner = Examiner(str(Path(bundle, "language")), str(adapter) if adapter.is_dir() else None, generation)
         self._vocoder = Vocoder.load(Path(bundle, "vocoder"))
 

@@ -45,7 +45,7 @@ class Listener:
     """The encoder and vocoder of a bundle directory, with a recogniser (see `open_recogniser`)."""
 
     def __init__(self, bundle: str, recogniser: str) -> None:
-        self._encoder = SpeechEncoder.load(Path(bundle, "encoder"))
+        self._encoder = SpeechEncoder.load(Path(bundle, "encoder"), device="cpu")
         self._vocoder = Vocoder.load(Path(bundle, "vocoder"))
         self._recogniser = open_recogniser(recogniser)
 

@@ -65,6 +65,11 @@ class PoolSection(Section):
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
 
+    @property
+    def device(self) -> str:
+        """Where it computes. Ray shows GPUs to those who asked for none, too: the node must not decide."""
+        return "cuda" if self.gpus else "cpu"
+
 
 class DeploymentSection(Section):
     """One Ray Serve deployment."""
@@ -80,6 +85,11 @@ class DeploymentSection(Section):
     max_queued_requests: int = Field(64, ge=-1)
     cpus: float = Field(1, ge=0)
     gpus: float = Field(0, ge=0)
+
+    @property
+    def device(self) -> str:
+        """As of a `PoolSection`."""
+        return "cuda" if self.gpus else "cpu"
 
     @model_validator(mode="after")
     def _can_scale(self) -> "DeploymentSection":

@@ -44,8 +44,10 @@ class SpeechEncoder:
         batch_seconds: float = 60.0,
         long: LongAudioSection | None = None,
         precision: Precision = "float32",
+        device: str | None = None,
     ) -> "SpeechEncoder":
-        return cls(HubertFeatures.load(directory, precision), Codebook.load(directory), batch_seconds, long)
+        features = HubertFeatures.load(directory, precision, device=device)
+        return cls(features, Codebook.load(directory), batch_seconds, long)
 
     @property
     def clusters(self) -> int:

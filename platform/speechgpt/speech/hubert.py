@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -74,9 +75,15 @@ class HubertFeatures:
 
     @classmethod
     def load(
-        cls, directory: str | os.PathLike, precision: Precision = "float32", frozen: bool = True
+        cls,
+        directory: str | os.PathLike,
+        precision: Precision = "float32",
+        frozen: bool = True,
+        device: str | None = None,
     ) -> "HubertFeatures":
-        """Read a Hugging Face directory with its `unit_config.json` ({"layer": …}), onto a GPU if there is one.
+        """Read a Hugging Face directory with its `unit_config.json` ({"layer": …}).
+
+        device: without one a GPU if there is one. Units are those of the device, so what runs where Ray puts it says.
 
         On a CPU it is made fast (`freeze`), unless gradients are wanted (`frozen=False`). In bfloat16 it computes on
         GPUs, too. Raises ValueError for a precision that is not to be had.
@@ -85,11 +92,11 @@ class HubertFeatures:
         layer = json.loads((directory / UNIT_CONFIG).read_text())["layer"]
         normalize = json.loads((directory / "preprocessor_config.json").read_text())["do_normalize"]
         model = HubertModel.from_pretrained(directory, attn_implementation="sdpa", local_files_only=True)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         features = cls(nn.Module.to(model, device), layer, normalize)
-        if device.type == "cpu" and frozen:
+        if device == "cpu" and frozen:
             features.freeze(precision)
-        elif precision == "bfloat16x3" or (precision == "bfloat16" and device.type == "cpu"):
+        elif precision == "bfloat16x3" or (precision == "bfloat16" and device == "cpu"):
             raise ValueError(f"precision {precision} is for frozen models on CPUs; leave it at float32")
         else:
             features.precision = precision
@@ -157,7 +164,7 @@ class HubertFeatures:
             frames = self._transformed(clips)
         else:
             rough = self.precision == "bfloat16"
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=rough):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=rough), whole_float32():
                 frames = self.forward(batch.to(self.device), lengths)
         of_clips = (row[: frame_count(n)].float() for row, n in zip(frames, lengths, strict=True))
         return [(read(each) if read else each).cpu() for each in of_clips]
@@ -186,6 +193,11 @@ class HubertFeatures:
 
     def _keep(self, _block: nn.Module, _inputs: object, output: object) -> None:
         self._output = output[0] if isinstance(output, tuple) else output  # type: ignore[assignment]
+
+
+def whole_float32() -> AbstractContextManager[None]:
+    """float32 convolutions of cuDNN as they are: by default it rounds what they multiply to TF32, of 10 bits."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 class MaskedGroupNorm(nn.Module):

@@ -31,7 +31,7 @@ import torch
 from speechgpt.speech.activity import frame_energies
 from speechgpt.speech.audio import FRAME, MIN_SAMPLES, SAMPLE_RATE
 from speechgpt.speech.config import LongAudioSection
-from speechgpt.speech.hubert import ClipStatistics, HubertFeatures, Read, frame_count
+from speechgpt.speech.hubert import ClipStatistics, HubertFeatures, Read, frame_count, whole_float32
 
 _BLOCK = 10 * SAMPLE_RATE
 """Samples looked at in one go where statistics are gathered."""
@@ -159,7 +159,8 @@ def gather(features: HubertFeatures, wave: np.ndarray, with_channels: bool) -> C
     for first in range(0, frames, _BLOCK // stride):
         last = min(first + _BLOCK // stride, frames)
         stretch = whole.normalised(np.array(wave[first * stride : (last - 1) * stride + kernel], np.float32))
-        out = convolution(stretch.to(convolution.weight.device)[None, None])[0].double()
+        with whole_float32():
+            out = convolution(stretch.to(convolution.weight.device)[None, None])[0].double()
         sums += torch.stack([out.sum(-1), out.square().sum(-1)]).cpu()
     channel_mean = sums[0] / frames
     variance = (sums[1] / frames - channel_mean.square()).clamp(min=0)

@@ -18,12 +18,13 @@ class Teacher(Protocol):
         """wave: float32 [samples] at 16 kHz. Returns float32 [frame_count(samples), dimensions]."""
 
 
-def open_teacher(section: TeacherSection) -> Teacher:
+def open_teacher(section: TeacherSection, device: str | None = None) -> Teacher:
+    """device: of a HuBERT; the others compute on CPUs."""
     match section.kind:
         case "whisper":
             return WhisperTeacher(section.path)
         case "hubert":
-            return HubertTeacher(section.path)
+            return HubertTeacher(section.path, device)
     return MfccTeacher()
 
 
@@ -94,8 +95,8 @@ class MfccTeacher:
 class HubertTeacher:
     """An encoder directory's own frames: HuBERT's second iteration learns from the first."""
 
-    def __init__(self, directory: str | os.PathLike) -> None:
-        self._features = HubertFeatures.load(directory)
+    def __init__(self, directory: str | os.PathLike, device: str | None = None) -> None:
+        self._features = HubertFeatures.load(directory, device=device)
 
     def frames(self, wave: np.ndarray) -> np.ndarray:
         return self._features([wave])[0].numpy()

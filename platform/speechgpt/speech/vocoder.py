@@ -99,7 +99,10 @@ class Vocoder:
         self._durations: tuple[tuple, Durations] | None = None
 
     @classmethod
-    def load(cls, directory: str | os.PathLike, precision: Precision = "float32") -> "Vocoder":
+    def load(
+        cls, directory: str | os.PathLike, precision: Precision = "float32", device: str | None = None
+    ) -> "Vocoder":
+        """device: without one a GPU if there is one."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -116,7 +119,7 @@ class Vocoder:
             model.load_state_dict(weights)
         except RuntimeError as error:
             raise VocoderError(f"{directory}: {WEIGHTS} does not match {CONFIG}: {error}") from None
-        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), precision)
+        return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), precision)
 
     def save(self, directory: str | os.PathLike) -> None:
         from safetensors.torch import save_file
