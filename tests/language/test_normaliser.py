@@ -16,6 +16,7 @@ from speechgpt.language.numbers import in_words
         ("It's twenty-one o\u2019clock", "its twenty one oclock"),
         ("a grey, COLOURED cat", "a gray coloured cat"),
         ("100%", "one hundred percent"),
+        ("It’s 342 o'clock — isn't it, K.2000?", "its three hundred forty two oclock isnt it k 2000"),
         ("", ""),
     ],
 )

@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 import torch
 
-from speechgpt.language.text_to_unit import TextToUnit, TextToUnitError, spoken
+from speechgpt.language.text_to_unit import TextToUnit, TextToUnitError
 from speechgpt.training.config import TextToUnitSection
 from speechgpt.training.text_to_unit import Pair, batch_plan, examples, loss, measure, rate_at, scratch, train
 
@@ -117,10 +117,6 @@ def test_the_rate_rises_falls_and_ends():
     rates = [rate_at(step, section) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == rates[10] == 1
     assert rates[-1] == pytest.approx(1 / 90)
-
-
-def test_text_as_it_is_heard():
-    assert spoken("It’s 342 o'clock — isn't it, K.2000?") == "its three hundred forty two oclock isnt it k 2000"
 
 
 def test_another_directory_is_named(tmp_path):
