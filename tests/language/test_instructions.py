@@ -44,6 +44,12 @@ def test_a_written_question_gives_text_and_the_chains_from_text():
     assert read_row("paper", rows["t2s"].plain_text) == [Exchange("t2s", "what is two", "it is two", (), (7, 8))]
 
 
+def test_rows_are_in_the_form_that_the_model_reads():
+    spoken = RowBuilder(PromptFormat("paper", META, "spoken"), InstructionsSection(), 1, {"It is 2!": (7, 8)})
+    rows = rows_of(spoken.of_question(WrittenQuestion("w", "plus", "What's 1 + 1?", "It is 2!")))
+    assert read_row("paper", rows["t2s"].plain_text) == [Exchange("t2s", "whats one plus one", "it is two", (), (7, 8))]
+
+
 def test_recognition_or_speaking_by_probability():
     clips = [Utterance(f"a{n}", (1, 2), "hello", is_answer_voice=True) for n in range(2000)]
     section = InstructionsSection(transcribe_probability=0.3)
