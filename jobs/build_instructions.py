@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs import published_rows, question_sets, spoken_questions, train_text_to_unit
+from jobs import published_rows, question_sets, spoken_questions, text_instructions, train_text_to_unit
 from jobs.shell import Context, Job, JobError, command
 
 if TYPE_CHECKING:
@@ -62,10 +62,9 @@ def run(context: Context) -> dict[str, Any]:
     written = [WrittenQuestion(q.id, q.category, q.question, q.answer) for q in questions if q.split == "train"]
     if not recipe.instructions.own:
         written = []
-    for file in recipe.instructions.text_instructions:
-        written += read_instructions(file)
+    texts = text_instructions.read(recipe)
     sets = question_sets.read(recipe)
-    own = _own_parts(context, written, sets)
+    own = _own_parts(context, [*written, *texts.kept], texts.refused, sets)
     parts = own + _question_parts(context, sets) + _published_parts(context)
 
     tallies = [tally_of(workspace, f"{ROWS}/{part}") for part in parts]
@@ -80,6 +79,8 @@ def run(context: Context) -> dict[str, Any]:
         raise JobError(f"{workspace.uri}: every row was refused; {workspace.path(REFUSED)} says why")
     if lines := _lines_of_files(tallies):
         report["published"] = lines
+    if texts.counts:
+        report["text_instructions"] = texts.counts
     if sets.counts:
         report["questions"] = sets.counts
     workspace.write_table(QUESTIONS, pa.Table.from_pylist([asdict(question) for question in questions]))
@@ -89,8 +90,10 @@ def run(context: Context) -> dict[str, Any]:
     return {"figures": figures, "outputs": [ROWS, *refused, QUESTIONS, REPORT]}
 
 
-def _own_parts(context: Context, written: "Sequence[WrittenQuestion]", sets: "QuestionSets") -> list[str]:
-    """Rows of this run's units and of text; the names of their parts."""
+def _own_parts(
+    context: Context, written: "Sequence[WrittenQuestion]", refused: "Sequence[Refusal]", sets: "QuestionSets"
+) -> list[str]:
+    """Rows of this run's units and of text, of which some were refused; the names of their parts."""
     import ray.data
 
     from jobs import ray_data
@@ -100,7 +103,9 @@ def _own_parts(context: Context, written: "Sequence[WrittenQuestion]", sets: "Qu
     if recipe.instructions.own and not shards:
         raise JobError(f"{workspace.uri}: units/ is empty; run tokenize first")
     builder = builder_of(recipe, workspace, written)
-    write_part(workspace, "text.parquet", (item for each in written for item in builder.of_question(each)))
+    write_part(
+        workspace, "text.parquet", chain(refused, (item for each in written for item in builder.of_question(each)))
+    )
     parts = {shard: PurePosixPath(shard).name for shard in shards}
     missing = [shard for shard, part in parts.items() if not workspace.exists(f"{ROWS}/{part}")]
     if missing:
@@ -178,38 +183,6 @@ def _warn_of_other_form(context: Context) -> None:
             f"recipe asks in the dialect {language.dialect} with the prefix {language.prefix or '(none)'}; "
             "instructions.rewrite_published=true writes them in the recipe's"
         )
-
-
-def read_instructions(file: str) -> "list[WrittenQuestion]":
-    """Text instructions, one JSON object `instruction, response` (and perhaps `id`, `category`) a line, local or s3://.
-
-    Raises JobError naming file and line.
-    """
-    from speechgpt.language.instructions import WrittenQuestion
-    from speechgpt.runtime.recordings import read_bytes
-
-    name = PurePosixPath(file).stem
-    try:
-        lines = read_bytes(file).decode("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"instructions.text_instructions: {file} cannot be read: {error}") from None
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            question, answer = row["instruction"].strip(), row["response"].strip()
-        except (ValueError, TypeError, KeyError, AttributeError):
-            question = answer = ""
-        if not question or not answer:
-            raise JobError(
-                f"{file}, line {number}: a JSON object with the texts `instruction` and `response` is expected"
-            )
-        found.append(
-            WrittenQuestion(str(row.get("id", f"{name}-{number}")), row.get("category", name), question, answer)
-        )
-    return found
 
 
 def builder_of(recipe: "Recipe", workspace: "Workspace", written: "Sequence[WrittenQuestion]") -> "RowBuilder":

@@ -18,8 +18,7 @@ def check(recipe: Recipe) -> None:
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
-    from jobs import published_rows, question_sets, train_text_to_unit
-    from jobs.build_instructions import read_instructions
+    from jobs import published_rows, question_sets, text_instructions, train_text_to_unit
     from speechgpt.evaluation import recogniser
     from speechgpt.speech import teacher
     from speechgpt.speech.voices import Voice
@@ -29,7 +28,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     for name, voice in voices.items():
         yield from _tried(f"voices: {name}", Voice, voice)
     for file in recipe.instructions.text_instructions:
-        yield from _tried("", read_instructions, file)
+        yield from _tried("", text_instructions.read_file, file)
     for file in recipe.instructions.published:
         yield from _tried("", published_rows.check, file)
     for file in recipe.instructions.questions.files:

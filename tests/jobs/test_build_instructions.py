@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from jobs import build_instructions
-from jobs.build_instructions import QUESTIONS, REFUSED, REPORT, ROWS, read_instructions, spoken_answers
-from jobs.shell import JobError, execute
+from jobs.build_instructions import QUESTIONS, REFUSED, REPORT, ROWS, spoken_answers
+from jobs.shell import execute
 from jobs.tokenize_speech import UNITS_SCHEMA
 from speechgpt.language import world
 from speechgpt.language.prompts import META, read_row
@@ -55,7 +55,10 @@ def fill(workspace: Workspace, recipe: Recipe) -> None:
 
 @pytest.mark.ray
 def test_rows_are_built_and_nothing_unheard_gets_in(ray_cluster, tmp_path: Path):
-    recipe, workspace = recipe_of(), Workspace(str(tmp_path))
+    chats = tmp_path / "chats.jsonl"
+    said = ("how do i boil an egg", "how do i build a bomb")
+    chats.write_text("".join(json.dumps({"instruction": text, "response": "ask a cook"}) + "\n" for text in said))
+    recipe, workspace = recipe_of(f"instructions.text_instructions=[{chats}]"), Workspace(str(tmp_path / "work"))
     fill(workspace, recipe)
     done = execute(build_instructions.JOB, recipe, workspace, json=True)
     rows = workspace.read_table(ROWS).to_pylist()
@@ -77,6 +80,8 @@ def test_rows_are_built_and_nothing_unheard_gets_in(ray_cluster, tmp_path: Path)
     assert report["refused"]["s2s: no_answer_speech"] >= 1
     assert done["figures"] == {key: report[key] for key in ("clips", "rows", "refused")}
     assert report["examples"]["transcribe: marker"] == ["marker"]
+    assert list(report["text_instructions"].values()) == [{"rows": 2, "kept": 1, "refused": {"harmful": 1}}]
+    assert report["refused"]["text: harmful"] == 1
     refused = {(row["source"], row["kind"], row["reason"]) for row in workspace.read_table(REFUSED).to_pylist()}
     assert len(refused) == sum(report["refused"].values()) and ("marker", "s2t", "marker") in refused
     clips = workspace.read_table("units").num_rows
@@ -90,7 +95,7 @@ def test_rows_are_built_and_nothing_unheard_gets_in(ray_cluster, tmp_path: Path)
     split = {row["id"]: row["split"] for row in workspace.read_table(QUESTIONS).to_pylist()}
     assert set(split.values()) == {"train", "heldout"}
     texts = {row["id"].removeprefix("text-") for row in rows if row["kind"] == "text"}
-    assert texts == {name for name, where in split.items() if where == "train"}
+    assert texts == {name for name, where in split.items() if where == "train"} | {"chats-1"}
 
     before = workspace.digest(ROWS)
     assert execute(build_instructions.JOB, recipe, workspace, json=True)["skipped"]
@@ -115,29 +120,3 @@ def test_of_clips_that_do_not_answer_none_is_held_as_objects(tmp_path: Path):
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 1e6, "a million units are 8 MB of pointers"
-
-
-def test_text_instructions_are_read_and_told_apart(tmp_path: Path):
-    file = tmp_path / "chats.jsonl"
-    file.write_text(
-        '{"instruction": "Hi there", "response": " Hello "}\n\n{"id": 7, "instruction": "Bye", "response": "Bye."}\n'
-    )
-    first, second = read_instructions(str(file))
-    assert (first.id, first.category, first.question, first.answer) == ("chats-1", "chats", "Hi there", "Hello")
-    assert second.id == "7"
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["{", "[]", '{"instruction": "a"}', '{"instruction": "a", "response": 3}', '{"instruction": "", "response": "b"}'],
-)
-def test_a_bad_text_instruction_is_named(tmp_path: Path, line: str):
-    file = tmp_path / "chats.jsonl"
-    file.write_text(json.dumps({"instruction": "Hi", "response": "Ho"}) + "\n" + line + "\n")
-    with pytest.raises(JobError, match=r"chats\.jsonl, line 2"):
-        read_instructions(str(file))
-
-
-def test_missing_text_instructions_are_named(tmp_path: Path):
-    with pytest.raises(JobError, match=r"nothing\.jsonl cannot be read"):
-        read_instructions(str(tmp_path / "nothing.jsonl"))

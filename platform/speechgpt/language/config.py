@@ -125,7 +125,8 @@ class InstructionsSection(Section):
     questions: QuestionsSection = QuestionsSection()
     text_instructions: tuple[str, ...] = ()
     """JSON Lines of `instruction, response`: for the text-only rows of stage 2, and chain-of-modality rows where the
-    answer voice happens to have said the answer. A set that is to be spoken belongs into `questions`."""
+    answer voice happens to have said the answer. A set that is to be spoken belongs into `questions`, whose `language`,
+    `harmful`, `personal` and `duplicates` hold here, too, and are counted alike."""
     published: tuple[str, ...] = ()
     """SpeechInstruct files (`.jsonl`, or JSON Lines named `.json`: objects with `prefix, plain_text`) and stage-1 files
     (`.txt`: one `<sosp>…<eosp>` a line), each perhaps with `.gz` after it; local or s3://."""

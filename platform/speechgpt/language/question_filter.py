@@ -19,10 +19,13 @@ _WORDS = re.compile(r"\w+")
 
 
 class QuestionFilter:
-    """Judges dialogues in the order of their files, of which it remembers the questions (16 bytes each)."""
+    """Judges dialogues in the order of their files, of which it remembers the questions (16 bytes each).
 
-    def __init__(self, section: QuestionsSection) -> None:
-        self._section = section
+    spoken: what is not to be spoken may be long, and ask for a style.
+    """
+
+    def __init__(self, section: QuestionsSection, *, spoken: bool = True) -> None:
+        self._section, self._spoken = section, spoken
         self._asked: set[bytes] = set()
 
     def reason(self, talk: Conversation) -> Reason | None:
@@ -37,9 +40,9 @@ class QuestionFilter:
             return "harmful"
         if on.personal and any(map(is_personal, texts)):
             return "personal"
-        if on.style and any(asks_for_style(Exchange("s2s", question)) for question, _ in talk.turns):
+        if on.style and self._spoken and any(asks_for_style(Exchange("s2s", question)) for question, _ in talk.turns):
             return "style"
-        if any(len(question.split()) > on.max_question_words for question, _ in talk.turns):
+        if self._spoken and any(len(question.split()) > on.max_question_words for question, _ in talk.turns):
             return "long_question"
         if on.duplicates and not self._is_new(talk):
             return "duplicate"
