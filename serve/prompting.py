@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from serve.engine import Engine, LocalEngine, Request
 from serve.pacing import FEWEST, Pacing
 from speechgpt.language.config import GenerationSection, ReplyForm
+from speechgpt.language.sentences import sayable
 from speechgpt.runtime import bundle as bundles
 from speechgpt.runtime.config import ServingSection
 
@@ -54,7 +55,7 @@ class Dictate:
 
 @dataclass(frozen=True)
 class Read:
-    """Text to be said, as units; a long one in pieces, each as if it were alone (see `sentences.sayable`)."""
+    """Text to be said, as units; each of its sentences as if it were alone (see `sentences.sayable`)."""
 
     text: str
     sampling: Sampling
@@ -281,8 +282,6 @@ class Prompter:
 def _parts(task: Task) -> list[Task]:
     if not isinstance(task, Read):
         return [task]
-    from speechgpt.language.sentences import sayable
-
     return [replace(task, text=text) for text in sayable(task.text)]
 
 

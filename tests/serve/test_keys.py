@@ -18,6 +18,14 @@ from serve.keys_command import app
 NOW = 1_800_000_000.0
 
 
+def kept_key(folder: Path, expires_seconds: float | None = None) -> tuple[str, Key, Path]:
+    """A new key, what is kept of it, and the file that holds it alone."""
+    token, kept = new_key("me", Allowance(), NOW, expires_seconds)
+    file = folder / "keys.json"
+    file.write_text(KeyFile(keys=(kept,)).model_dump_json())
+    return token, kept, file
+
+
 def found(ring: KeyRing, token: str) -> Key | None:
     return asyncio.run(ring.find(token))
 
@@ -29,10 +37,8 @@ def run(*arguments: str) -> dict:
 
 
 def test_a_key_opens_and_nothing_like_it(tmp_path: Path) -> None:
-    token, kept = new_key("me", Allowance(), NOW)
+    token, kept, file = kept_key(tmp_path)
     other, _ = new_key("you", Allowance(), NOW)
-    file = tmp_path / "keys.json"
-    file.write_text(KeyFile(keys=(kept,)).model_dump_json())
     ring = KeyRing(str(file), hash_key("sk-environment"), 60, lambda: NOW)
     assert found(ring, token) == kept
     assert found(ring, "sk-environment") is not None
@@ -42,9 +48,7 @@ def test_a_key_opens_and_nothing_like_it(tmp_path: Path) -> None:
 
 
 def test_a_key_ends_when_it_should(tmp_path: Path) -> None:
-    token, kept = new_key("me", Allowance(), NOW, expires_seconds=60)
-    file = tmp_path / "keys.json"
-    file.write_text(KeyFile(keys=(kept,)).model_dump_json())
+    token, kept, file = kept_key(tmp_path, expires_seconds=60)
     now = [NOW]
     ring = KeyRing(str(file), None, 1000, lambda: now[0])
     assert found(ring, token) == kept
@@ -53,9 +57,7 @@ def test_a_key_ends_when_it_should(tmp_path: Path) -> None:
 
 
 def test_a_file_that_breaks_leaves_the_keys_as_they_were(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    token, kept = new_key("me", Allowance(), NOW)
-    file = tmp_path / "keys.json"
-    file.write_text(KeyFile(keys=(kept,)).model_dump_json())
+    token, kept, file = kept_key(tmp_path)
     ring = KeyRing(str(file), None, 0, lambda: NOW)
     file.write_text('{"format": 1, "keys": [')
     with caplog.at_level(logging.ERROR, "ray.serve"):
@@ -70,9 +72,7 @@ def test_a_file_that_breaks_leaves_the_keys_as_they_were(tmp_path: Path, caplog:
 def test_nobody_comes_in_by_a_revoked_key_while_the_file_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token, kept = new_key("me", Allowance(), NOW)
-    file = tmp_path / "keys.json"
-    file.write_text(KeyFile(keys=(kept,)).model_dump_json())
+    token, kept, file = kept_key(tmp_path)
     now = [NOW]
     ring = KeyRing(str(file), None, 10, lambda: now[0])
     now[0] += 10
@@ -93,9 +93,7 @@ def test_nobody_comes_in_by_a_revoked_key_while_the_file_is_read(
 def test_a_store_that_does_not_answer_keeps_nobody_waiting_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token, kept = new_key("me", Allowance(), NOW)
-    file = tmp_path / "keys.json"
-    file.write_text(KeyFile(keys=(kept,)).model_dump_json())
+    token, kept, file = kept_key(tmp_path)
     ring = KeyRing(str(file), None, 0, lambda: NOW)
     answered = threading.Event()
 

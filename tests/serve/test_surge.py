@@ -1,6 +1,7 @@
 """A crowd for which there is no room is refused at the door, and nobody else is."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -100,14 +101,20 @@ async def ask(edge: Edge, path: str = "/v1/chat/completions", method: str = "POS
     return sent[0]["status"], dict(sent[0]["headers"])
 
 
+async def full(rejected: Callable[[int], None] = lambda status: None) -> tuple[Service, Edge, list[asyncio.Task[Any]]]:
+    """A service without room, what stands before it, and the two requests that it has taken."""
+    service = Service()
+    edge = Edge(service, rejected=rejected)
+    inside = [asyncio.create_task(ask(edge)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    return service, edge, inside
+
+
 def test_the_gateway_is_asked_once_and_again_when_there_is_room() -> None:
     counted: list[int] = []
 
     async def crowd() -> None:
-        service = Service()
-        edge = Edge(service, rejected=counted.append)
-        inside = [asyncio.create_task(ask(edge)) for _ in range(2)]
-        await asyncio.sleep(0.01)
+        service, edge, inside = await full(counted.append)
         replies = [await ask(edge) for _ in range(20)]
         assert {status for status, _ in replies} == {429}
         assert {headers[b"retry-after"] for _, headers in replies} == {b"3"}
@@ -124,10 +131,7 @@ def test_the_gateway_is_asked_once_and_again_when_there_is_room() -> None:
 
 def test_of_a_crowd_as_many_get_in_as_there_are_places() -> None:
     async def crowd() -> None:
-        service = Service()
-        edge = Edge(service)
-        inside = [asyncio.create_task(ask(edge)) for _ in range(2)]
-        await asyncio.sleep(0.01)
+        service, edge, inside = await full()
         assert (await ask(edge))[0] == 429 and service.asked == 3
         service.done.set()
         await asyncio.gather(*inside)
@@ -155,10 +159,7 @@ def test_the_refusals_of_one_client_shut_nobody_else_out(path: str) -> None:
 
 def test_a_part_that_is_full_shuts_nobody_out_of_others() -> None:
     async def both() -> None:
-        service = Service()
-        edge = Edge(service)
-        inside = [asyncio.create_task(ask(edge)) for _ in range(2)]
-        await asyncio.sleep(0.01)
+        service, edge, inside = await full()
         assert [(await ask(edge))[0] for _ in range(2)] == [429, 429] and service.asked == 3
         service.done.set()
         assert (await ask(edge, "/v1/audio/speech"))[0] == 200
@@ -169,10 +170,7 @@ def test_a_part_that_is_full_shuts_nobody_out_of_others() -> None:
 
 def test_what_ends_badly_makes_no_room() -> None:
     async def crowd() -> None:
-        service = Service()
-        edge = Edge(service)
-        inside = [asyncio.create_task(ask(edge)) for _ in range(2)]
-        await asyncio.sleep(0.01)
+        service, edge, inside = await full()
         late = asyncio.create_task(ask(edge, "/wrong/chat/completions"))
         await asyncio.sleep(0)
         assert (await ask(edge))[0] == 429

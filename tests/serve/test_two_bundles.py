@@ -8,10 +8,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve.bundles import Source, find
+from serve.errors import FULL_HEADER, ApiError
 from serve.gateway import create_app
 from serve.memory import OwnMemory
 from serve.meters import Meters
 from serve.pipeline import OwnPipeline
+from serve.prompting import Reply, Task
 from serve.service import Served, Service
 from serve.soundness import broken_tensor
 from serve.switch import Route, Switch, Target, settled
@@ -103,6 +105,25 @@ def test_failures_count_whatever_the_status_says(gateway: tuple, path: str, body
     switch.turn(settled("tiny", Route(application="", digest=old.digest, created=1, adapters=[])))
     assert http.post(path, json=body).headers["x-speechgpt-bundle"] == old.digest
     assert (tally.of(old.digest).answered, tally.of(old.digest).failed) == (1, 0)
+
+
+def test_a_canary_without_room_says_nothing_of_the_bundle_that_serves(
+    gateway: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy would refuse what comes next."""
+    http, switch, _, old, new = gateway
+
+    async def no_room(self: OwnPipeline, task: Task) -> Reply:
+        raise ApiError(429, "", code="at_capacity")
+
+    monkeypatch.setattr(OwnPipeline, "reply", no_room)
+    told = []
+    for share in (0.0, 1.0):
+        switch.turn(target(old, new, share))
+        reply = http.post("/v1/chat/completions", json=CHAT)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (429, "at_capacity")
+        told.append(FULL_HEADER in reply.headers)
+    assert told == [True, False]
 
 
 def test_numbers_that_are_not_finite_are_named(tiny_bundle: Path, tmp_path: Path, poisoned: Path) -> None:

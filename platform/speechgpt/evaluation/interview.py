@@ -10,7 +10,7 @@ from speechgpt.evaluation.examination import Clip, Examiner, UnitLoss
 from speechgpt.evaluation.task_recognition import Done, Task
 from speechgpt.language.answers import Answer
 from speechgpt.language.config import Dialect
-from speechgpt.language.prompts import Exchange, Kind, PromptFormat, fill
+from speechgpt.language.prompts import Exchange, Kind, PromptFormat
 from speechgpt.language.segments import Plain, Segment, Template
 
 NO_ROOM = Answer(None, None, None, False, "length")
@@ -99,7 +99,7 @@ class Interviewer(Examiner):
 
 def _up_to_answer(prompts: PromptFormat, exchange: Exchange) -> list[Segment]:
     """A training row whose answer is text, without what its template puts after that."""
-    row: list[Segment] = [Template(prompts.prefix), *fill(prompts.dialect, exchange)]
+    row: list[Segment] = [Template(prompts.prefix), *prompts.filled(exchange)]
     while not isinstance(row[-1], Plain):
         row.pop()
     return row

@@ -134,8 +134,7 @@ class PromptFormat:
 
     def speaking(self, text: str) -> list[Segment]:
         """Prompt that asks for text to be read aloud."""
-        description = self.speak or descriptions("speak")[0]
-        return self.ask(self.worded(Exchange("speak", question=text, description=description)))
+        return self.ask(Exchange("speak", question=text, description=self.speak or descriptions("speak")[0]))
 
     def dialogue(self, turns: Dialogue, form: ReplyForm) -> list[Segment]:
         """Prompt for the answer to the last turn.
@@ -146,15 +145,11 @@ class PromptFormat:
         *earlier, last = _pairs(turns)
         exchanges = [_remembered(number, question, answer) for number, (question, answer) in enumerate(earlier)]
         question = last[0]
-        past = [
-            segment
-            for exchange in map(self.worded, exchanges)
-            for segment in (*fill(self.dialect, exchange), Template(" "))
-        ]
+        past = [segment for exchange in exchanges for segment in (*self.filled(exchange), Template(" "))]
         asked = Exchange(
             kind_of(question, form), question=question.text or "", question_units=tuple(question.units or ())
         )
-        return [Template(self.prefix), *past, *self._question(self.worded(asked))]
+        return [Template(self.prefix), *past, *self._question(asked)]
 
     def worded(self, exchange: Exchange) -> Exchange:
         """Its texts in the form that the model reads."""
@@ -166,8 +161,12 @@ class PromptFormat:
         """Prompt that asks for the exchange's answer; `prefix` is a row's own, if it is another than the model's."""
         return [Template(self.prefix if prefix is None else prefix), *self._question(exchange)]
 
+    def filled(self, exchange: Exchange) -> list[Segment]:
+        """A whole question and answer, without the prefix."""
+        return fill(self.dialect, self.worded(exchange))
+
     def _question(self, exchange: Exchange) -> list[Segment]:
-        return list(_fill(question_template(self.dialect, exchange.kind), exchange))
+        return list(_fill(question_template(self.dialect, exchange.kind), self.worded(exchange)))
 
 
 def kind_of(question: Turn, form: ReplyForm) -> Kind:
