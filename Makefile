@@ -21,9 +21,11 @@ demo: $(VENV)/user.stamp
 serve: $(VENV)/user.stamp
 	$(BIN)/speechgpt serve
 
-# The fast tests come first, then those that use Ray, then the slow ones (tests/conftest.py).
+# First what does without Ray, on two cores at once, then the rest, whose clusters take both; both parts run, so that one
+# look shows all that is wrong. Within each the fast tests come first (tests/conftest.py).
 test: $(VENV)/developer.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not ray and not evidence"; apart=$$?; \
+	$(BIN)/python -m pytest -m "ray and not evidence" && exit $$apart
 
 lint: $(VENV)/developer.stamp
 	$(BIN)/ruff check .

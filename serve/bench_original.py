@@ -3,8 +3,8 @@
     python -m serve.bench_original BUNDLE TOKENS
 
 The encoder, if a recording is asked, transformers' `generate` until the answer is whole, then the vocoder over all of
-it, without a server in between. One JSON object a line each way; of torch's threads it takes as many as torch chooses,
-or one if that is faster.
+it, without a server in between. One JSON object a line each way; it takes all cores, whatever OMP_NUM_THREADS says, or
+one if that is faster.
 """
 
 import json
@@ -50,7 +50,7 @@ def main(bundle: Path, tokens: int) -> None:
         answer("hello", 0)
         return min(answer("hello", 0)["taken"] for _ in range(2))
 
-    torch.set_num_threads(min({1, torch.get_num_threads()}, key=timed))
+    torch.set_num_threads(min({1, len(os.sched_getaffinity(0))}, key=timed))
     answers.write(json.dumps({"threads": torch.get_num_threads()}) + "\n")
     for line in sys.stdin:
         answers.write(json.dumps(answer(**json.loads(line))) + "\n")

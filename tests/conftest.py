@@ -48,9 +48,13 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first, then those that use Ray, then the slow ones."""
+    """Fast tests first, then those that use Ray, then the slow ones, then those that share one service."""
     items.sort(
-        key=lambda item: (item.get_closest_marker("slow") is not None, item.get_closest_marker("ray") is not None)
+        key=lambda item: (
+            "service_url" in getattr(item, "fixturenames", ()),
+            item.get_closest_marker("slow") is not None,
+            item.get_closest_marker("ray") is not None,
+        )
     )
 
 

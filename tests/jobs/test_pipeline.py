@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from jobs import evaluate_instructions
 from jobs.pipeline import measured
+from jobs.shell import execute
 from speechgpt.recipe import load
 from speechgpt.runtime import bundle
 from speechgpt.runtime.tracking import Tracking
@@ -119,14 +121,12 @@ def test_again_nothing_is_done_twice(made):
 
 
 @whole
-def test_the_paper_s_evaluation_asks_the_bundle_and_every_stage(made):
+def test_the_paper_s_evaluation_asks_the_bundle_and_every_stage(ray_cluster, made):
     place, _ = made
     # The model without the chain is the same one here: what counts is that both halves are asked.
-    settings = (f"standard={place.path('bundles/tiny')}", "questions=3", "tasks=2", "retention=3")
-    command = ["evaluate-instructions", "--recipe", "tiny", "--workspace", place.uri]
-    for setting in settings:
-        command += ["--set", f"instruction_following.{setting}"]
-    done = speechgpt(*command)
+    asked = f"standard: {place.path('bundles/tiny')}, questions: 3, tasks: 2, retention: 3"
+    recipe = load("tiny", (f"instruction_following={{{asked}}}",))
+    done = execute(evaluate_instructions.JOB, recipe, place)
     figures = place.read_json("reports/instruction_following.json")
     rows = place.read_table("reports/instruction_following.parquet").to_pylist()
     assert figures["rows"] == len(rows) == len({(row["system"], row["kind"], row["id"]) for row in rows})
@@ -136,7 +136,7 @@ def test_the_paper_s_evaluation_asks_the_bundle_and_every_stage(made):
     assert done["figures"]["score"]["t2t"]["model"] is not None
     page = place.read_bytes("reports/instruction_following.html").decode()
     assert page.startswith("<!doctype html>") and "What stays in text" in page
-    assert speechgpt(*command)["skipped"]
+    assert execute(evaluate_instructions.JOB, recipe, place)["skipped"]
 
 
 @whole

@@ -126,14 +126,15 @@ def long_clip() -> bytes:
     return encode(speech(7.5), "wav")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def service_url(tiny_bundle: Path, tiny: Recipe, ray_cluster: None) -> Iterator[str]:
-    """The bundle on a real Ray Serve, started as `speechgpt serve` starts it; its CPUs are free again afterwards."""
+    """The bundle on a real Ray Serve, started as `speechgpt serve` starts it. Who asks it comes last of all tests: it
+    holds CPUs of the cluster to the end."""
     with live_service(tiny_bundle, tiny, traces=TracesSection(share=1)) as running:
         yield running.url
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(service_url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{service_url}/v1", api_key="unused", max_retries=0)
 

@@ -65,19 +65,18 @@ def partitioned_loading(configuration: dict[str, Any]) -> Iterator[None]:
 
 
 def import_deepspeed() -> Any:
-    """The `deepspeed` module, imported without fairseq.
+    """The `deepspeed` module, imported without what it takes only because it is installed.
 
-    DeepSpeed imports fairseq if it is installed and survives only ImportError, which is not what fairseq 0.12 raises
-    on Python 3.11.
+    Fairseq: DeepSpeed survives only ImportError, which is not what fairseq 0.12 raises on Python 3.11. MLflow, for its
+    autotuning: it would be nearly all of the time that the import takes.
     """
-    absent = "fairseq" not in sys.modules
-    if absent:
-        sys.modules["fairseq"] = None  # type: ignore[assignment]
+    absent = [name for name in ("fairseq", "mlflow") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
     try:
         import deepspeed
     finally:
-        if absent:
-            del sys.modules["fairseq"]
+        for name in absent:
+            del sys.modules[name]
     return deepspeed
 
 
