@@ -10,7 +10,8 @@ import pytest
 from told_service import Answer, chat
 from typer.testing import CliRunner
 
-from jobs.evaluate_instructions import JOB, main, of_bundle, of_voices, standard_bundle
+from jobs.evaluate_instructions import JOB, main, of_bundle, of_voices
+from jobs.instruction_interviews import standard_bundle
 from jobs.interviews import Parts, verdicts
 from jobs.shell import JobError, execute
 from jobs.subjects import Served
