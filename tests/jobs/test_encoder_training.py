@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SETTINGS = (
     "data.max_bad_fraction=1",
-    "encoder.training={steps: 4, checkpoint_every: 2, batch_seconds: 8, workers: 2, augment: 0.5, "
+    "encoder.training={steps: 4, checkpoint_every: 2, batch_seconds: 8, augment: 0.5, "
     "teacher: {kind: mfcc, clusters: 20, frames: 2000}, masked: {layer: 1, clusters: 24, projection: 16}}",
     "codebook={clusters: 16, frames: 2000, iterations: 5}",
 )
@@ -65,8 +65,9 @@ def do(job, workspace: Workspace, recipe: Recipe) -> dict:
     return execute(job.JOB, recipe, workspace, json=True)["figures"]
 
 
-def train(workspace: Workspace, objective: str) -> tuple[Recipe, dict]:
-    recipe = load("tiny", (*SETTINGS, f"encoder.training.objective={objective}"))
+def train(workspace: Workspace, objective: str, workers: int) -> tuple[Recipe, dict]:
+    chosen = f"encoder.training.objective={objective}", f"encoder.training.workers={workers}"
+    recipe = load("tiny", (*SETTINGS, *chosen))
     figures = do(train_encoder, workspace, recipe)
     assert {"hours", "parameters", "teacher_clusters"} <= figures.keys() and figures["layer"] == 2
     assert {name for name in workspace.list("encoder") if "_done" not in name} == MADE, "what it left is gone"
@@ -74,12 +75,13 @@ def train(workspace: Workspace, objective: str) -> tuple[Recipe, dict]:
 
 
 def test_an_encoder_that_hears_what_its_teacher_hears(ray_cluster, workspace):
-    _, figures = train(workspace, "distil")
+    _, figures = train(workspace, "distil", workers=1)
     assert 0 <= figures["frame_accuracy"] <= 1 and figures["frame_loss"] > 0
 
 
+@pytest.mark.timeout(1800)
 def test_an_encoder_of_recordings_alone_that_units_are_made_with(ray_cluster, workspace):
-    recipe, figures = train(workspace, "masked")
+    recipe, figures = train(workspace, "masked", workers=2)
     assert {"iteration_1_hidden_loss", "iteration_2_hidden_accuracy", "hidden_accuracy"} <= figures.keys()
     fitted = do(fit_units, workspace, recipe)
     assert fitted["frames"] == 2000 and fitted["dead_units"] == 0
