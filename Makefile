@@ -21,8 +21,8 @@ demo: $(VENV)/user.stamp
 serve: $(VENV)/user.stamp
 	$(BIN)/speechgpt serve
 
-# First what does without Ray, on two cores at once, then the rest, whose clusters take both; both parts run, so that one
-# look shows all that is wrong. Within each the fast tests come first (tests/conftest.py).
+# First what does without Ray, on two cores at once, then the rest, whose clusters take both, the fast ones first
+# (tests/conftest.py). Both parts run, so that one look shows all that is wrong.
 test: $(VENV)/developer.stamp
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not ray and not evidence"; apart=$$?; \
 	$(BIN)/python -m pytest -m "ray and not evidence" && exit $$apart
