@@ -79,7 +79,7 @@ def examine(
             other = (subjects.standard.address, subjects.standard.store)
             with actor(BundleInterviewer, *other, recipe.generation) as interviewer:
                 asked = [asking for asking in askings if asking.system == following.STANDARD_MODEL]
-                calls = {asking: partial(_ask, interviewer, asking) for asking in asked}
+                calls = {asking: partial(_of_kind, interviewer.ask, asking.kind) for asking in asked}
                 _hold(interviews, calls, len(clips), progress)
         for subject in subjects.stages:
             kept[subject.stage] = _of_stage(subject, clips, recipe, parts, progress)
@@ -116,7 +116,7 @@ def _call(interviewer: Any, asking: "Asking", transcripts: Mapping[str, str] | N
     from speechgpt.evaluation.instruction_following import CASCADES, MODEL
 
     if asking.system == MODEL:
-        return partial(_ask, interviewer, asking)
+        return partial(_of_kind, interviewer.ask, asking.kind)
     if asking.system == CASCADES["own"]:
         return partial(_in_steps, interviewer, asking, None)
     if asking.system == CASCADES["recogniser"] and transcripts is not None:
@@ -124,8 +124,8 @@ def _call(interviewer: Any, asking: "Asking", transcripts: Mapping[str, str] | N
     return None
 
 
-def _ask(interviewer: Any, asking: "Asking", chunk: Sequence["Clip"]) -> Any:
-    return interviewer.ask.remote(chunk, asking.kind)
+def _of_kind(method: Any, kind: str, chunk: Sequence["Clip"]) -> Any:
+    return method.remote(chunk, kind)
 
 
 def _in_steps(
@@ -191,20 +191,11 @@ def _retained(
     losses, replies = {}, {}
     with progress.count(f"text alone, {stage}", 2 * len(RETAINED) * len(some), "questions") as counter:
         for kind in RETAINED:
+            part = f"text-{stage}.{kind}"
             lost = kept_in_chunks(
-                lambda chunk, kind=kind: interviewer.text_losses.remote(chunk, kind),  # type: ignore[misc]
-                some,
-                counter,
-                parts,
-                f"text-{stage}.{kind}.losses",
+                partial(_of_kind, interviewer.text_losses, kind), some, counter, parts, f"{part}.losses"
             )
-            said = kept_in_chunks(
-                lambda chunk, kind=kind: interviewer.ask.remote(chunk, kind),  # type: ignore[misc]
-                some,
-                counter,
-                parts,
-                f"text-{stage}.{kind}",
-            )
+            said = kept_in_chunks(partial(_of_kind, interviewer.ask, kind), some, counter, parts, part)
             losses[kind] = [UnitLoss(*lost[clip.id]) for clip in some]
             # The second field of an Answer is its text.
             replies[kind] = [said[clip.id][1] for clip in some]

@@ -63,11 +63,11 @@ def facts(paths: list[str]) -> list[recordings.SoundFacts]:
 
 
 PEAKS = """
-import hashlib, sys, tracemalloc
+import sys, tracemalloc
 from speechgpt.runtime import recordings
 
 def facts(paths):
-    return [recordings.SoundFacts(hashlib.sha256(path.encode()).hexdigest(), 1.0, 16000) for path in paths]
+    return [recordings.SoundFacts(f"{number:064x}", 1.0, 16000) for number in range(len(paths))]
 
 recordings._ROWS_AT_ONCE = 500
 few, many = sys.argv[1:]
