@@ -1,7 +1,7 @@
 """`bench tokenize`: sound files to units by the job `tokenize`, against loops that take one file at a time.
 
 Three sides with the same weights (HuBERT Base, layer 11, 1000 centroids), files and threads, in one run: the original's
-loop with real fairseq, the loop that one writes with transformers, and the job, in float32 and bfloat16.
+loop with real fairseq, the loop that one writes with transformers, and the job, in each precision that there is here.
 """
 
 import time
@@ -18,7 +18,7 @@ from jobs.tokenize_speech import PHASES
 from jobs.tokenize_speech import run as tokenize
 from speechgpt.interop import hubert as published
 from speechgpt.interop.benches.baseline import BenchError, Fairseq
-from speechgpt.interop.benches.encode import LAYER, agreement, machine, mixed_clips, some_codebook
+from speechgpt.interop.benches.encode import LAYER, agreement, machine, mixed_clips, require_agreement, some_codebook
 from speechgpt.interop.benches.timing import Taken
 from speechgpt.recipe import Recipe, load
 from speechgpt.runtime.progress import Progress
@@ -28,8 +28,6 @@ from speechgpt.runtime.workspace import Workspace
 from speechgpt.speech import audio, hubert
 from speechgpt.speech.codebook import Codebook
 from speechgpt.speech.units import Units, expand
-
-PRECISIONS = ("float32", "bfloat16")
 
 
 def run(count: int, threads: int, seed: int, folder: Path, advance: Callable[[int], None]) -> dict[str, Any]:
@@ -73,12 +71,11 @@ def run(count: int, threads: int, seed: int, folder: Path, advance: Callable[[in
         loop(files[0])
         # What else the machine does falls on all sides: the job stands between two halves of the loops.
         loops_take(range(count // 2))
-        for precision in PRECISIONS:
+        for precision in hubert.precisions():
             jobs[precision], units[precision] = _job(files, encoder, folder / precision, precision, threads)
         loops_take(range(count // 2, count))
     agreed = {name: agreement(units["fairseq"], units[name], features, codebook, clips) for name in list(units)[1:]}
-    if agreed["float32"]["differing_where_centroids_are_apart"]:
-        raise BenchError(f"the two sides give different units, so their speeds do not compare: {agreed['float32']}")
+    require_agreement(agreed)
     ours = jobs["float32"]
     return {
         "figure": round(seconds / ours["processor"], 2),

@@ -93,7 +93,7 @@ def run(context: Context) -> dict[str, Any]:
         "quarantined": len(recordings.problems),
         "reasons": dict(Counter(problem.reason for problem in recordings.problems).most_common()),
         "same_sound": len(alike),
-        "shards": sum(1 for _ in shards.of_recordings(utterances["seconds"].to_pylist(), recipe)),
+        "shards": sum(1 for _ in shards.of_recordings(utterances, recipe)),
         "prompts": prompts.num_rows,
         "held_out_prompts": prompts.column("split").to_pylist().count("heldout"),
     }

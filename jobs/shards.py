@@ -4,10 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
     from speechgpt.recipe import Recipe
     from speechgpt.runtime.workspace import Workspace
@@ -26,7 +28,7 @@ class Shard:
 
     name: str
     """Says what it holds, so that a file of units is never taken for that of other clips: of a file of `speech/`, whose
-    own name does; of recordings, their place in the manifest and a hash of their ids, paths and sounds."""
+    own name does; of recordings, a hash of all that the manifest says of them but their lengths."""
     file: str
     first: int
     count: int
@@ -41,52 +43,67 @@ class Shard:
 
 
 def plan(workspace: "Workspace", recipe: "Recipe") -> list[Shard]:
-    """The shards of what is there, in order of name."""
+    """The shards of what is there, in order of name. Of a corpus that has grown most are as they were."""
     shards = []
     for file in workspace.list("speech"):
         name = file.removeprefix("speech/part-")
         if name != file and name.endswith(".parquet"):
             shards.append(Shard(name.removesuffix(".parquet"), file, 0, workspace.count_rows(file)))
     if workspace.exists(RECORDINGS):
-        seconds = workspace.read_rows(RECORDINGS, columns=["seconds"])["seconds"].to_pylist()
-        found = list(of_recordings(seconds, recipe))
-        for number, ((first, count), digest) in enumerate(zip(found, _digests(workspace, found), strict=True)):
-            shards.append(Shard(f"recordings-{number:05d}-{digest}", RECORDINGS, first, count))
+        found = list(of_recordings(workspace.read_rows(RECORDINGS, columns=["id", "seconds"]), recipe))
+        for (first, count), digest in zip(found, _digests(workspace, found), strict=True):
+            shards.append(Shard(f"recordings-{digest}", RECORDINGS, first, count))
     return sorted(shards, key=lambda shard: shard.name)
 
 
-def of_recordings(seconds: Iterable[float | None], recipe: "Recipe") -> Iterator[tuple[int, int]]:
+def of_recordings(table: "pa.Table", recipe: "Recipe") -> Iterator[tuple[int, int]]:
     """(first, count) of the runs of recordings that become one shard each.
 
-    seconds: of each recording in the manifest's order; one of unknown length counts as the longest that is taken.
+    table: `id` and `seconds` in the manifest's order; a recording of unknown length counts as the longest that is
+    taken. Where recordings are added or left out, the runs around them change and no others: an id itself says whether
+    a run may begin with it (content-defined chunking).
     """
-    lengths = (recipe.data.max_seconds if length is None else length for length in seconds)
-    return runs(lengths, recipe.corpora.shard_seconds)
+    budget = recipe.corpora.shard_seconds
+    ids = (name for part in table["id"].chunks for name in part.to_pylist())
+    seconds = (length for part in table["seconds"].chunks for length in part.to_pylist())
+    lengths = [recipe.data.max_seconds if length is None else length for length in seconds]
+    # A begin for each half budget, as it happens.
+    begins = (_draw(name) < 2 * length / budget for name, length in zip(ids, lengths, strict=True))
+    return runs(lengths, budget, begins)
+
+
+def _draw(name: str) -> float:
+    """In [0, 1), by the name alone."""
+    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()) / 2**64
 
 
 def _digests(workspace: "Workspace", found: Iterable[tuple[int, int]]) -> Iterator[str]:
     """Of the recordings of each run; the manifest is read once, some row groups at a time."""
-    rows = _sounds(workspace)
+    rows = _told(workspace)
     for _, count in found:
         digest = hashlib.sha256()
         for _, row in zip(range(count), rows, strict=False):
-            digest.update(json.dumps(row).encode())
+            digest.update(json.dumps(row, sort_keys=True, default=str).encode())
         yield digest.hexdigest()[:_DIGITS]
 
 
-def _sounds(workspace: "Workspace") -> Iterator[tuple[str | None, ...]]:
-    """What each recording is, in the manifest's order."""
+def _told(workspace: "Workspace") -> Iterator[dict[str, Any]]:
+    """What the manifest says of each recording, in its order; a column that others alone have says nothing of it."""
     total = workspace.count_rows(RECORDINGS)
     for first in range(0, total, _ROWS_AT_ONCE):
-        table = workspace.read_rows(RECORDINGS, first, _ROWS_AT_ONCE, columns=["id", "path", "sha256"])
-        yield from zip(*(table[name].to_pylist() for name in ("id", "path", "sha256")), strict=True)
+        table = workspace.read_rows(RECORDINGS, first, _ROWS_AT_ONCE)
+        for row in table.drop_columns(["seconds", "rate"]).to_pylist():
+            yield {name: value for name, value in row.items() if value is not None}
 
 
-def runs(lengths: Iterable[float], budget: float) -> Iterator[tuple[int, int]]:
-    """(first, count) of consecutive items whose lengths sum to at most `budget`; a longer item stands alone."""
+def runs(lengths: Iterable[float], budget: float, begins: Iterable[bool] = repeat(False)) -> Iterator[tuple[int, int]]:
+    """(first, count) of consecutive items whose lengths sum to at most `budget`; a longer item stands alone.
+
+    begins: whether a run begins with an item if that before it is half full.
+    """
     first, total, index = 0, 0.0, -1
-    for index, length in enumerate(lengths):
-        if index > first and total + length > budget:
+    for index, (length, begin) in enumerate(zip(lengths, begins, strict=False)):
+        if index > first and (total + length > budget or (begin and total >= budget / 2)):
             yield first, index - first
             first, total = index, 0.0
         total += length

@@ -13,9 +13,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import typer
@@ -60,6 +60,8 @@ class Context:
     progress: Progress
     run: Run
     argument: str | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """{job that it reads from: digest of what that made}."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,9 @@ class Job:
     what is there count instead."""
     partial: tuple[str, ...] = ()
     """What a killed attempt may leave and the next one continues; deleted when the fingerprint has changed."""
+    renews: tuple[str, ...] = ()
+    """Beginnings of names of outputs that it brings up to date itself, since their own names say what they hold; all
+    else that an earlier fingerprint made is deleted."""
 
     def title(self, argument: str | None = None) -> str:
         return f"{self.name}-{argument}" if argument else self.name
@@ -130,7 +135,7 @@ def execute(
         began = time.monotonic()
         progress.say(f"{title}: started")
         with waiting.watched(recipe, lambda text: progress.say(f"{title}: {text}")):
-            result = job.run(Context(recipe, workspace, progress, run, argument))
+            result = job.run(Context(recipe, workspace, progress, run, argument, inputs))
         seconds = round(time.monotonic() - began, 2)
         outputs = {name: workspace.digest(name) for name in result["outputs"]}
         digest = _hash(outputs)
@@ -273,7 +278,8 @@ def _start(
         # The marker must not vouch for outputs that are half deleted, and must name them until they are gone.
         workspace.write_json(marker, {**earlier, "fingerprint": ""})
         for name in earlier["outputs"]:
-            workspace.delete(name)
+            if not name.startswith(job.renews):
+                workspace.delete(name)
         workspace.delete(marker)
     if fingerprint not in {past["fingerprint"] for past in (attempt, earlier) if past}:
         for name in _filled(job.partial, argument):

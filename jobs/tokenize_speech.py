@@ -5,10 +5,10 @@ shard and, for audio that cannot become units, `quarantine/tokenize-NAME.parquet
 
 What travels through Ray are names of shards and counts. An actor reads a shard's sound files, decodes them on threads,
 and writes the units itself, so that no waveform enters the object store. Shards and the batches inside them are formed
-from what they hold, never from arrival, and a shard's file appears whole under a name that says what it holds: a job
-that was killed skips what is there and ends in the same bytes as one that was not. (Ray Data's CheckpointConfig resumes
-by row but names files by run; it could not promise that.) A store that does not answer stops the job, and sets no clip
-aside.
+from what they hold, never from arrival, and a shard's file appears whole under a name that says what it holds and what
+it was made by: a job that was killed skips what is there and ends in the same bytes as one that was not, and of a
+corpus that has grown or changed the shards of those clips alone are made. (Ray Data's CheckpointConfig resumes by row
+but names files by run; it could not promise that.) A store that does not answer stops the job, and sets no clip aside.
 """
 
 import hashlib
@@ -21,14 +21,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.shards import Shard, plan
+from jobs.shards import RECORDINGS, Shard, plan
 from jobs.shell import Context, Job, JobError, command
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ _DECODERS = 4
 """Threads of an actor that decode, at least: on a GPU as many as it has processors, or it would wait for sound."""
 _READERS = 16
 _SHOWN_PROBLEMS = 5
+_DIGITS = 8
+"""Of the hash of what made the units, in names."""
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def run(context: Context) -> dict[str, Any]:
     from jobs import ray_data
 
     recipe, workspace = context.recipe, context.workspace
-    shards = plan(workspace, recipe)
+    shards = named(plan(workspace, recipe), context)
     if not shards:
         raise JobError(
             f"{workspace.uri}: no clip in speech/ or manifest/utterances.parquet; run manifest and synthesize"
@@ -112,6 +115,23 @@ def run(context: Context) -> dict[str, Any]:
     set_aside = set(workspace.list("quarantine"))
     quarantine = [shard.quarantine for shard in shards if shard.quarantine in set_aside]
     return {"figures": _figures(done), "outputs": ["units", *quarantine]}
+
+
+def named(shards: list[Shard], context: Context) -> list[Shard]:
+    """With a hash, in their names, of what else than their clips their units depend on."""
+    if not shards:
+        return []
+    recipe = context.recipe
+    encoder = context.workspace.digest("encoder")
+    settings = [recipe.data.max_seconds, recipe.encoder.precision, recipe.encoder.model_dump(mode="json")["long"]]
+
+    @cache
+    def maker(speech: str) -> str:
+        return hashlib.sha256(json.dumps([encoder, settings, speech]).encode()).hexdigest()[:_DIGITS]
+
+    # The name of a file of `speech/` says which prompts it speaks, and not how.
+    spoken = context.inputs.get("synthesize", "")
+    return [replace(s, name=f"{s.name}-{maker('' if s.file == RECORDINGS else spoken)}") for s in shards]
 
 
 class Tokenizer:
@@ -335,7 +355,7 @@ JOB = Job(
     run=run,
     reads=("manifest", "synthesize", "train-encoder", "fit-units"),
     sections=_sections,
-    partial=("units",),
+    renews=("units", "quarantine/tokenize-"),
 )
 main = command(JOB)
 

@@ -94,6 +94,20 @@ def test_outputs_of_another_recipe_are_removed_first(recipe: Recipe, workspace: 
     assert [name for name in workspace.list("manifest") if "_done" not in name] == ["manifest/new"]
 
 
+def test_outputs_that_a_job_renews_itself_are_left_to_it(recipe: Recipe, workspace: Workspace) -> None:
+    def work(context: Context) -> dict[str, Any]:
+        names = ["manifest/rows", "quarantine/rows-1", "quarantine/other"]
+        left = [name for name in names if context.workspace.exists(name)]
+        for name in names:
+            context.workspace.write_bytes(name, b"")
+        return {"figures": {"left": left}, "outputs": names}
+
+    job = Job("manifest", "manifest", work, sections=("data",), renews=("manifest/rows", "quarantine/rows-"))
+    assert execute(job, recipe, workspace, json=True)["figures"]["left"] == []
+    again = execute(job, load("tiny", ("seed=7",)), workspace, json=True)
+    assert again["figures"]["left"] == ["manifest/rows", "quarantine/rows-1"]
+
+
 def test_a_changed_input_makes_its_readers_run_again(recipe: Recipe, workspace: Workspace) -> None:
     read = Work("instructions/rows")
     with pytest.raises(JobError, match="instructions reads what manifest makes.*run it first"):

@@ -1,5 +1,6 @@
 """Speech into units on a real Ray: poison is set aside, the rest is right, a second attempt does what is left."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,12 @@ import tokenize_driver
 import torch
 from failing_store import FailingStore
 
+from jobs import tokenize_speech
 from jobs.encoder_targets import Labelling, TeacherSample
 from jobs.fit_units import Featurizer
-from jobs.shards import decoded, plan, runs
-from jobs.shell import Context, JobError
-from jobs.tokenize_speech import UNITS_SCHEMA, Tokenizer, _figures, _from_disk, _refuse_too_many, run
+from jobs.shards import decoded, of_recordings, plan, runs
+from jobs.shell import Context, Job, JobError, execute
+from jobs.tokenize_speech import UNITS_SCHEMA, Tokenizer, _figures, _from_disk, _refuse_too_many, named, run
 from jobs.train_vocoder import ClipFeatures
 from speechgpt.recipe import Recipe, load
 from speechgpt.runtime import buckets, patience
@@ -50,6 +53,31 @@ from speechgpt.speech.encoder import SpeechEncoder
 )
 def test_runs_stay_within_the_budget_and_cover_everything_once(lengths, expected):
     assert list(runs(lengths, 12)) == expected
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "longer"])
+def test_runs_of_a_corpus_that_changed_are_as_they_were_but_for_those_beside_the_change(change):
+    """In 20 corpora of 3000 recordings one is added, left out or longer: other runs are few, and there are not many."""
+    draw = np.random.default_rng(5)
+    recipe = load("tiny", ("corpora.shard_seconds=300",))
+
+    def cut(rows: list[tuple[str, float]]) -> set[tuple[tuple[str, float], ...]]:
+        table = pa.table({"id": [name for name, _ in rows], "seconds": [seconds for _, seconds in rows]})
+        found = list(of_recordings(table, recipe))
+        assert [first for first, _ in found] == list(accumulate((count for _, count in found), initial=0))[:-1]
+        assert sum(count for _, count in found) == len(rows)
+        made = [tuple(rows[first : first + count]) for first, count in found]
+        assert all(sum(seconds for _, seconds in run) <= 300 for run in made)
+        return set(made)
+
+    others = []
+    for corpus in range(20):
+        rows = [(f"{corpus}-{number:05d}", float(draw.uniform(1, 20))) for number in range(3000)]
+        place, before = int(draw.integers(3000)), cut(rows)
+        assert len(before) < 1.5 * sum(seconds for _, seconds in rows) / 300
+        new = {"added": [rows[place], ("new", 7.0)], "removed": [], "longer": [(rows[place][0], 25.0)]}[change]
+        others.append(len(cut([*rows[:place], *new, *rows[place + 1 :]]) - before))
+    assert np.mean(others) < 3 and max(others) < 12, "of some 125"
 
 
 @pytest.fixture(scope="module")
@@ -172,11 +200,12 @@ def test_a_second_attempt_does_only_what_is_missing_and_ends_in_the_same_bytes(r
         spoken(workspace, name, speech(0.5, ord(name)), speech(0.9, ord(name) + 1))
     tokenize(workspace, recipe)
     whole = workspace.digest("units")
-    kept = Path(workspace.path("units/part-a.parquet")).stat().st_mtime_ns
-    workspace.delete("units/part-b.parquet")
+    first, second, _ = workspace.list("units")
+    kept = Path(workspace.path(first)).stat().st_mtime_ns
+    workspace.delete(second)
     done = tokenize(workspace, recipe)
     assert workspace.digest("units") == whole
-    assert Path(workspace.path("units/part-a.parquet")).stat().st_mtime_ns == kept
+    assert Path(workspace.path(first)).stat().st_mtime_ns == kept
     assert done["figures"]["utterances"] == 6, "what was there before counts, too"
 
 
@@ -258,15 +287,14 @@ def test_long_recordings_are_split_over_shards_by_what_they_hold(tmp_path):
     rows = [{"id": f"u{n:03d}", "path": "x", "seconds": 100.0 if n else None} for n in range(20)]
     place.write_table("manifest/utterances.parquet", pa.Table.from_pylist(rows, UTTERANCE_SCHEMA))
     shards = plan(place, load("tiny"))
-    assert [(shard.first, shard.count) for shard in shards] == [(0, 6), (6, 6), (12, 6), (18, 2)]
-    assert [shard.units[:28] for shard in shards[:2]] == [
-        "units/part-recordings-00000-",
-        "units/part-recordings-00001-",
-    ]
+    assert sorted((shard.first, shard.count) for shard in shards) == [(0, 6), (6, 6), (12, 6), (18, 2)]
+    assert [shard.units for shard in shards] == sorted(shard.units for shard in shards)
+    assert all(shard.units.startswith("units/part-recordings-") for shard in shards)
 
 
 def test_a_name_says_what_a_shard_holds(tmp_path, monkeypatch):
-    """Another sound is another name, of its own shard alone; how the manifest was read and written is of no account."""
+    """Another sound or text is another name, of its own shard alone; how the manifest was read and written is of no
+    account, nor is a column that has nothing for its clips."""
     from jobs import shards
 
     place = Workspace(tmp_path)
@@ -275,14 +303,84 @@ def test_a_name_says_what_a_shard_holds(tmp_path, monkeypatch):
     def names(changed: dict[str, object], group_rows: int | None = None) -> list[str]:
         made = pa.Table.from_pylist([*rows[:7], rows[7] | changed, *rows[8:]], UTTERANCE_SCHEMA)
         place.write_table("manifest/utterances.parquet", made, group_rows)
-        return [shard.name for shard in plan(place, load("tiny"))]
+        found = plan(place, load("tiny"))
+        assert found == sorted(found, key=lambda shard: shard.name)
+        return [shard.name for shard in sorted(found, key=lambda shard: shard.first)]
 
     before = names({})
-    assert len(set(before)) == 4 and before == sorted(before)
-    for changed in ({"id": "other"}, {"path": "/other.wav"}, {"sha256": "f" * 64}):
+    assert len(set(before)) == 4
+    for changed in ({"path": "/other.wav"}, {"sha256": "f" * 64}, {"text": "a transcript"}, {"split": "heldout"}):
         assert [a == b for a, b in zip(before, names(changed), strict=True)] == [True, False, True, True]
     monkeypatch.setattr(shards, "_ROWS_AT_ONCE", 3)
-    assert names({"text": "a transcript"}, group_rows=4) == before
+    assert names({}, group_rows=4) == before
+    made = place.read_table("manifest/utterances.parquet").append_column("note", pa.array([None] * 19 + ["late"]))
+    place.write_table("manifest/utterances.parquet", made)
+    assert [shard.name in before for shard in sorted(plan(place, load("tiny")), key=lambda shard: shard.first)] == [
+        *(True, True, True),
+        False,
+    ]
+
+
+@pytest.mark.ray
+def test_of_a_corpus_that_has_changed_the_shards_of_those_clips_alone_are_made(ray_cluster, workspace, tmp_path):
+    """A clip more, one less, another transcript: the rest is not touched, and all is as if made at once."""
+    settings = ("data.max_bad_fraction=1", "corpora.shard_seconds=1")
+    sounds = [sound_files.write(tmp_path, f"{n:02d}", sound_files.speech(0.2, n), "flac") for n in range(60)]
+    (tmp_path / "97.flac").write_text("this is a letter, not a recording")
+    listed = tmp_path / "listed.json"
+    listing = Job("manifest", "manifest", lambda context: _listed(context, listed), files=lambda recipe: [str(listed)])
+    job = dataclasses.replace(tokenize_speech.JOB, reads=("manifest",))
+
+    def corpus(place: Workspace, *files: Path, text: str = "") -> dict[str, int]:
+        """{file of units or of the quarantine: when it was written}."""
+        listed.write_text(json.dumps([[file.stem, str(file), text] for file in files]))
+        for each in (listing, job):
+            execute(each, load("tiny", settings), place, json=True)
+        names = [name for name in (*place.list("units"), *place.list("quarantine")) if "_done" not in name]
+        return {name: Path(place.path(name)).stat().st_mtime_ns for name in names}
+
+    few = corpus(workspace, *sounds[:50])
+    more = corpus(workspace, *sounds[3:20], *sounds[30:], tmp_path / "97.flac")
+    assert 0.2 * len(few) < len(few.items() & more.items()) < len(few)
+    assert workspace.read_table("quarantine")["reason"].to_pylist() == ["unreadable"]
+    anew = Workspace(tmp_path / "anew")
+    with anew.stage("encoder") as folder:
+        for file in Path(workspace.path("encoder")).iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+    assert corpus(anew, *sounds[3:20], *sounds[30:], tmp_path / "97.flac").keys() == more.keys()
+    assert all(anew.digest(part) == workspace.digest(part) for part in ("units", "quarantine"))
+    others = corpus(workspace, *sounds[3:20], *sounds[30:], text="another")
+    assert not more.items() & others.items() and not workspace.list("quarantine")
+
+
+def _listed(context: Context, listed: Path) -> dict:
+    rows = [
+        {"id": name, "path": path, "text": text, "split": "train", "seconds": 0.2}
+        for name, path, text in json.loads(listed.read_text())
+    ]
+    context.workspace.write_table("manifest/utterances.parquet", pa.Table.from_pylist(rows, UTTERANCE_SCHEMA))
+    return {"figures": {}, "outputs": ["manifest/utterances.parquet"]}
+
+
+def test_units_of_another_maker_are_others(workspace, recipe):
+    """Another encoder, other settings of it; of speech also another way to speak the same prompts."""
+    spoken(workspace, "a", speech(0.5))
+    recordings(workspace, Path("x.wav"))
+
+    def names(*overrides: str, voices: str = "") -> dict[str, str]:
+        context = Context(
+            load("tiny", overrides), workspace, Progress(silent=True), Run("", ""), None, {"synthesize": voices}
+        )
+        spoke, recorded = named(plan(workspace, context.recipe), context)
+        return {"speech": spoke.units, "recordings": recorded.units}
+
+    before = names()
+    assert names("codebook.iterations=3", "encoder.batch_seconds=7") == before
+    assert [names(voices="louder")[kind] == before[kind] for kind in before] == [False, True]
+    for setting in ("data.max_seconds=9", "encoder.precision=bfloat16", "encoder.long={mode: pauses}"):
+        assert not set(names(setting).values()) & set(before.values())
+    Codebook(torch.randn(32, 64, generator=torch.Generator().manual_seed(2))).save(workspace.path("encoder"))
+    assert not set(names().values()) & set(before.values())
 
 
 @pytest.mark.ray
@@ -375,7 +473,7 @@ def test_a_recording_of_any_length_is_asked_for_again_where_the_store_fails(tmp_
 
 
 def test_the_long_mode_is_part_of_what_units_depend_on_and_of_nothing_before_them():
-    from jobs import tokenize_speech, train_encoder
+    from jobs import train_encoder
     from jobs.shell import _chosen
 
     plain, long = load("tiny"), load("tiny", ("encoder.long={mode: published}",))
@@ -398,4 +496,4 @@ def test_shards_are_planned_on_s3_as_in_a_directory(tmp_path, s3_bucket):
         recordings(place, tmp_path / "x.wav")
     local, remote = (plan(place, load("tiny")) for place in places)
     assert local == remote
-    assert [(shard.name[:16], shard.count) for shard in remote] == [("a", 2), ("recordings-00000", 1)]
+    assert [(shard.name[:11], shard.count) for shard in remote] == [("a", 2), ("recordings-", 1)]

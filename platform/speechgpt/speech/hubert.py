@@ -22,6 +22,11 @@ Precision = Literal["float32", "bfloat16x3", "bfloat16"]
 UNIT_CONFIG = "unit_config.json"
 
 
+def precisions() -> list[Precision]:
+    """Those that this processor has."""
+    return ["float32", *(["bfloat16x3"] if split_products.available() else []), "bfloat16"]  # type: ignore[list-item]
+
+
 def frame_count(samples: int) -> int:
     """F(N) = floor((N - 400) / 320) + 1 frames (SPEC 3.2)."""
     return (samples - MIN_SAMPLES) // FRAME + 1

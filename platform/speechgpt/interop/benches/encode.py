@@ -1,7 +1,7 @@
 """`bench encode`: speech to units, HuBERT Base, layer 11 of 12, 1000 centroids."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def run(count: int, threads: int, seed: int, folder: Path, advance: Callable[[in
     import torch
 
     from speechgpt.interop import hubert as published
-    from speechgpt.speech import hubert, split_products
+    from speechgpt.speech import hubert
     from speechgpt.speech.encoder import SpeechEncoder
     from speechgpt.speech.units import expand
 
@@ -41,10 +41,7 @@ def run(count: int, threads: int, seed: int, folder: Path, advance: Callable[[in
     codebook = some_codebook(plain, clips, seed)
     codebook.save(folder)
     np.save(folder / "centroids.npy", codebook.centroids.numpy())
-    precisions: list[hubert.Precision] = ["float32", "bfloat16"]
-    if split_products.available():
-        precisions.insert(1, "bfloat16x3")
-    encoders = {name: SpeechEncoder.load(folder, batch_seconds=20, precision=name) for name in precisions}
+    encoders = {name: SpeechEncoder.load(folder, batch_seconds=20, precision=name) for name in hubert.precisions()}
     theirs, ours = Taken(), {name: Taken() for name in encoders}
     units: dict[str, list[np.ndarray]] = {name: [] for name in ("fairseq", *encoders)}
     settings = {"checkpoint": str(folder / "hubert.pt"), "centroids": str(folder / "centroids.npy"), "layer": LAYER}
@@ -73,9 +70,7 @@ def run(count: int, threads: int, seed: int, folder: Path, advance: Callable[[in
     work = operations(lambda: encoders["float32"].encode([longest])) / (len(longest) / 16_000)
     floors = {name: work * _PRODUCTS[name] / peak(getattr(torch, _FACTORS[name])) for name in encoders}
     agreed = {name: agreement(units["fairseq"], units[name], plain, codebook, clips) for name in encoders}
-    for name in encoders.keys() - {"bfloat16"}:
-        if agreed[name]["differing_where_centroids_are_apart"]:
-            raise BenchError(f"the two sides give different units, so their speeds do not compare: {name} {agreed}")
+    require_agreement(agreed)
     return {
         "figure": round(seconds / ours["float32"].processor, 2),
         "unit": "seconds of speech per processor-second, float32",
@@ -162,6 +157,13 @@ def agreement(
             frames = features([clip])[0][~equal]
             apart += int((codebook.margins(frames) > 1e-4 * frames.norm(dim=1)).sum())
     return {"share": round(same / total, 5), "frames": total, "differing_where_centroids_are_apart": apart}
+
+
+def require_agreement(agreed: Mapping[Any, dict[str, float | int]]) -> None:
+    """Of all sides whose products are as good as float32's."""
+    for name, found in agreed.items():
+        if name != "bfloat16" and found["differing_where_centroids_are_apart"]:
+            raise BenchError(f"the two sides give different units, so their speeds do not compare: {name} {found}")
 
 
 def machine(threads: int) -> dict[str, Any]:
