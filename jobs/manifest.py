@@ -6,8 +6,10 @@ Writes `manifest/utterances.parquet`, `manifest/prompts.parquet`, for recordings
 looked at by Ray's workers, few by this process.
 """
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -46,6 +48,7 @@ PROMPT_SCHEMA = pa.schema(
 )
 _QUARANTINE = "quarantine/manifest.parquet"
 _SAME_SOUND = "manifest/same_sound.parquet"
+_LOOKED_AT = "manifest/looked_at"
 _FEW = 2000
 """Sound files that are looked at sooner than a cluster starts."""
 _FILES_A_TASK = 500
@@ -59,9 +62,7 @@ def run(context: Context) -> dict[str, Any]:
     workspace.delete(_QUARANTINE)
     workspace.delete(_SAME_SOUND)
     try:
-        recordings = read_manifests(
-            sources(recipe), recipe.corpora.sources, lambda paths: _inspected(paths, recipe.resources)
-        )
+        recordings = read_manifests(sources(recipe), recipe.corpora.sources, lambda paths: _inspected(paths, context))
     except ManifestError as error:
         raise JobError(str(error)) from None
     alike = same_sound(recordings.table)
@@ -83,6 +84,7 @@ def run(context: Context) -> dict[str, Any]:
     if len(alike):
         workspace.write_table(_SAME_SOUND, alike)
     workspace.write_table("manifest/prompts.parquet", prompts)
+    workspace.delete(_LOOKED_AT)
     figures = {
         "recordings": len(utterances),
         "recordings_without_text": utterances["text"].null_count,
@@ -139,8 +141,22 @@ def set_aside(recordings: Recordings, alike: pa.Table) -> None:
     recordings.table = recordings.table.filter(pc.invert(again))
 
 
-def _inspected(paths: list[str], resources: ResourcesSection) -> Iterable[SoundFacts]:
-    return inspect(paths) if len(paths) <= _FEW else inspected_by_workers(paths, resources)
+def _inspected(paths: list[str], context: Context) -> list[SoundFacts]:
+    """`inspect`; what workers said is kept for the attempt that comes after one that was killed."""
+    if len(paths) <= _FEW:
+        return inspect(paths)
+    workspace = context.workspace
+    kept = f"{_LOOKED_AT}/{hashlib.sha256(json.dumps(paths).encode()).hexdigest()}.parquet"
+    if not workspace.exists(kept):
+        found = list(inspected_by_workers(paths, context.recipe.resources))
+        workspace.write_table(kept, pa.Table.from_pylist([facts._asdict() for facts in found], _FACTS_SCHEMA))
+        return found
+    facts = [SoundFacts(**row) for row in workspace.read_table(kept).to_pylist()]
+    # What could not be read may be there by now.
+    lost = [number for number, fact in enumerate(facts) if fact.error is not None]
+    for number, fact in zip(lost, inspect([paths[number] for number in lost]), strict=True):
+        facts[number] = fact
+    return facts
 
 
 def inspected_by_workers(
@@ -166,14 +182,13 @@ def inspected_by_workers(
         yield fact
 
 
-_FACTS_SCHEMA = pa.schema(
-    {"sha256": pa.string(), "seconds": pa.float64(), "rate": pa.int32(), "error": pa.string(), "number": pa.int64()}
-)
+_FACTS_SCHEMA = pa.schema({"sha256": pa.string(), "seconds": pa.float64(), "rate": pa.int32(), "error": pa.string()})
 
 
 def _look(batch: pa.Table) -> pa.Table:
     numbered = zip(inspect(batch["path"].to_pylist()), batch["number"].to_pylist(), strict=True)
-    return pa.Table.from_pylist([{**facts._asdict(), "number": number} for facts, number in numbered], _FACTS_SCHEMA)
+    schema = _FACTS_SCHEMA.append(pa.field("number", pa.int64()))
+    return pa.Table.from_pylist([{**facts._asdict(), "number": number} for facts, number in numbered], schema)
 
 
 def refuse_too_many(recordings: Recordings, limit: float, where: str) -> None:
@@ -225,6 +240,7 @@ JOB = Job(
     sections=_sections,
     files=lambda recipe: [*sources(recipe), *question_sets.spoken_files(recipe)],
     trees=lambda recipe: [corpus.uri for corpus in recipe.corpora.sources],
+    partial=(_LOOKED_AT,),
 )
 main = command(JOB)
 

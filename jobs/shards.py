@@ -63,18 +63,15 @@ def of_recordings(table: "pa.Table", recipe: "Recipe") -> Iterator[tuple[int, in
     taken. Where recordings are added or left out, the runs around them change and no others: an id itself says whether
     a run may begin with it (content-defined chunking).
     """
+    from speechgpt.runtime.recordings import drawn
+
     budget = recipe.corpora.shard_seconds
     ids = (name for part in table["id"].chunks for name in part.to_pylist())
     seconds = (length for part in table["seconds"].chunks for length in part.to_pylist())
     lengths = [recipe.data.max_seconds if length is None else length for length in seconds]
-    # A begin for each half budget, as it happens.
-    begins = (_draw(name) < 2 * length / budget for name, length in zip(ids, lengths, strict=True))
+    # One for each half budget, as it happens, and not those that are drawn to be held out.
+    begins = (drawn(f"shard:{name}") < 2 * length / budget for name, length in zip(ids, lengths, strict=True))
     return runs(lengths, budget, begins)
-
-
-def _draw(name: str) -> float:
-    """In [0, 1), by the name alone."""
-    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()) / 2**64
 
 
 def _digests(workspace: "Workspace", found: Iterable[tuple[int, int]]) -> Iterator[str]:

@@ -4,17 +4,20 @@ import json
 import struct
 import wave
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import manifest
 from jobs.manifest import JOB, inspected_by_workers, refuse_too_many, run
-from jobs.shell import Context, JobError, _fingerprint
+from jobs.shell import Context, JobError, _fingerprint, execute
 from speechgpt.language.script import script, spread
 from speechgpt.language.world import Question
 from speechgpt.recipe import load
+from speechgpt.runtime import recordings
 from speechgpt.runtime.config import CorpusSection
 from speechgpt.runtime.progress import Progress
 from speechgpt.runtime.recordings import UTTERANCE_SCHEMA, ManifestError, inspect, read_manifests
@@ -316,6 +319,40 @@ def test_workers_see_in_sound_files_what_this_process_sees(ray_cluster, tmp_path
     expected = inspect(paths)
     assert [facts.error is None for facts in expected] == [True] * 8 + [False] and expected[7].seconds is None
     assert list(inspected_by_workers(paths, load("tiny").resources, together=2)) == expected
+
+
+def test_an_attempt_after_a_kill_looks_at_what_is_left(tmp_path, monkeypatch):
+    """Of three batches of sounds two were looked at, one sound of them in vain; nothing of it stays when it is done."""
+    monkeypatch.setattr(manifest, "_FEW", 1)
+    monkeypatch.setattr(recordings, "_ROWS_AT_ONCE", 2)
+    for name in "abcdef":
+        tone(tmp_path / f"corpus/{name}.wav", 0.5)
+    lines = [json.dumps({"id": name, "path": f"corpus/{name}.wav"}) for name in "abcdef"]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    gone = (tmp_path / "corpus/b.wav").rename(tmp_path / "b.wav")
+    looked_at: list[str] = []
+
+    def look(paths: list[str], resources: object) -> Iterator[recordings.SoundFacts]:
+        for path in paths:
+            if path.endswith("f.wav") and "killed" not in looked_at:
+                looked_at.append("killed")
+                raise JobError("killed")
+            looked_at.append(Path(path).stem)
+        yield from inspect(paths)
+
+    monkeypatch.setattr(manifest, "inspected_by_workers", look)
+    settings = (f"data={{shipped_recordings: false, extra_manifests: [{tmp_path / 'm.jsonl'}]}}",)
+    place = Workspace(tmp_path / "work")
+    with pytest.raises(JobError, match="killed"):
+        execute(JOB, load("tiny", settings), place, json=True)
+    assert looked_at == [*"abcde", "killed"]
+    gone.rename(tmp_path / "corpus/b.wav")
+    execute(JOB, load("tiny", settings), place, json=True)
+    assert looked_at == [*"abcde", "killed", *"ef"]
+    rows = place.read_table("manifest/utterances.parquet").to_pylist()
+    assert [(row["id"], row["seconds"]) for row in rows] == [(name, 0.5) for name in "abcdef"]
+    assert len({row["sha256"] for row in rows}) == 1 and rows[0]["sha256"]
+    assert not place.list("manifest/looked_at")
 
 
 def test_a_manifest_and_its_recordings_may_lie_on_s3(tmp_path, s3_bucket):

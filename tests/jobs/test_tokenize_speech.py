@@ -287,7 +287,9 @@ def test_long_recordings_are_split_over_shards_by_what_they_hold(tmp_path):
     rows = [{"id": f"u{n:03d}", "path": "x", "seconds": 100.0 if n else None} for n in range(20)]
     place.write_table("manifest/utterances.parquet", pa.Table.from_pylist(rows, UTTERANCE_SCHEMA))
     shards = plan(place, load("tiny"))
-    assert sorted((shard.first, shard.count) for shard in shards) == [(0, 6), (6, 6), (12, 6), (18, 2)]
+    held = sorted((shard.first, shard.count) for shard in shards)
+    assert sum(count for _, count in held) == 20 and all(3 <= count <= 6 for _, count in held[:-1])
+    assert [first for first, _ in held] == [0, *accumulate(count for _, count in held[:-1])]
     assert [shard.units for shard in shards] == sorted(shard.units for shard in shards)
     assert all(shard.units.startswith("units/part-recordings-") for shard in shards)
 
@@ -300,25 +302,25 @@ def test_a_name_says_what_a_shard_holds(tmp_path, monkeypatch):
     place = Workspace(tmp_path)
     rows = [{"id": f"u{n:03d}", "path": f"/{n}.wav", "sha256": f"{n:064x}", "seconds": 100.0} for n in range(20)]
 
-    def names(changed: dict[str, object], group_rows: int | None = None) -> list[str]:
+    def names(changed: dict[str, object], group_rows: int | None = None) -> dict[int, str]:
+        """{first clip of a shard: its name}"""
         made = pa.Table.from_pylist([*rows[:7], rows[7] | changed, *rows[8:]], UTTERANCE_SCHEMA)
         place.write_table("manifest/utterances.parquet", made, group_rows)
         found = plan(place, load("tiny"))
         assert found == sorted(found, key=lambda shard: shard.name)
-        return [shard.name for shard in sorted(found, key=lambda shard: shard.first)]
+        return {shard.first: shard.name for shard in found}
 
     before = names({})
-    assert len(set(before)) == 4
+    own = max(first for first in before if first <= 7)
+    assert len(set(before.values())) == len(before) >= 4
     for changed in ({"path": "/other.wav"}, {"sha256": "f" * 64}, {"text": "a transcript"}, {"split": "heldout"}):
-        assert [a == b for a, b in zip(before, names(changed), strict=True)] == [True, False, True, True]
+        assert {first for first, name in names(changed).items() if name != before[first]} == {own}
     monkeypatch.setattr(shards, "_ROWS_AT_ONCE", 3)
     assert names({}, group_rows=4) == before
     made = place.read_table("manifest/utterances.parquet").append_column("note", pa.array([None] * 19 + ["late"]))
     place.write_table("manifest/utterances.parquet", made)
-    assert [shard.name in before for shard in sorted(plan(place, load("tiny")), key=lambda shard: shard.first)] == [
-        *(True, True, True),
-        False,
-    ]
+    changed = {shard.first for shard in plan(place, load("tiny")) if shard.name != before[shard.first]}
+    assert changed == {max(before)}
 
 
 @pytest.mark.ray
@@ -440,7 +442,7 @@ def test_two_percent_of_poison_is_set_aside_kind_by_kind_and_all_else_becomes_un
     assert {row["source"]: row["reason"] for row in refused} == bad and len(refused) == 12
     assert {row["source"] for row in workspace.read_table("units").to_pylist()} == set(map(str, files))
     assert _figures(tallies)["reasons"] == dict(sorted(Counter(bad.values()).items()))
-    assert _figures(tallies)["utterances"] == 588 and len(tallies) == 1
+    assert _figures(tallies)["utterances"] == 588
 
 
 @pytest.mark.parametrize("long", [(), ("encoder.long={mode: pauses, seconds: 10}",)], ids=["short", "long"])

@@ -253,7 +253,7 @@ def _is_length(seconds: Any) -> bool:
 
 def _complete(row: Row, facts: SoundFacts) -> Row:
     """A row with every column of UTTERANCE_SCHEMA, and a `split` if its manifest gives none."""
-    split = (row.get("split") or "").strip() or ("heldout" if _drawn(row["id"]) < _HELD_OUT_SHARE else "train")
+    split = (row.get("split") or "").strip() or ("heldout" if drawn(row["id"]) < _HELD_OUT_SHARE else "train")
     return {
         **dict.fromkeys(UTTERANCE_SCHEMA.names),
         **row,
@@ -295,5 +295,6 @@ def _facts_at_once(path: str) -> SoundFacts:
     return SoundFacts(digest.hexdigest(), *(header or (None, None)))
 
 
-def _drawn(name: str) -> float:
+def drawn(name: str) -> float:
+    """In [0, 1), by the name alone."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
