@@ -1,7 +1,11 @@
-"""Speak the prompts of the manifest with the recipe's voices, in shards that a Ray Data actor pool works through."""
+"""Speak the prompts of the manifest with the recipe's voices, in shards that a Ray Data actor pool works through.
+
+A shard's file is named by what it says and how: what an attempt that was killed has spoken, or one with other prompts
+besides, is not spoken again.
+"""
 
 import hashlib
-from collections.abc import Iterator
+import json
 from typing import TYPE_CHECKING, Any
 
 from jobs.shell import Context, Job, JobError, command
@@ -20,11 +24,21 @@ _QUARANTINE = "quarantine/synthesize"
 
 def run(context: Context) -> dict[str, Any]:
     prompts = context.workspace.read_table("manifest/prompts.parquet")
+    _make_way(context.workspace, {shard["file"] for shard in _plan(prompts, context.recipe)})
     unspoken = speak(prompts, context.recipe, context.workspace, context.progress)
     outputs = (["speech"] if len(prompts) else []) + ([_QUARANTINE] if unspoken else [])
     seconds = sum(context.workspace.read_table("speech")["seconds"].to_pylist()) if len(prompts) else 0
     figures = {"utterances": len(prompts) - unspoken, "hours": seconds / 3600, "failed": unspoken}
     return {"figures": figures, "outputs": outputs}
+
+
+def _make_way(workspace: "Workspace", wanted: set[str]) -> None:
+    """Delete the files that are none of `wanted`, and those with prompts that could not be spoken: they may be now."""
+    refused = {name.replace(_QUARANTINE, "speech", 1) for name in workspace.list(_QUARANTINE)}
+    for file in workspace.list("speech"):
+        if file.startswith("speech/part-") and (file not in wanted or file in refused):
+            workspace.delete(file)
+    workspace.delete(_QUARANTINE)
 
 
 def speak(prompts: "pa.Table", recipe: "Recipe", workspace: "Workspace", progress: "Progress") -> int:
@@ -37,13 +51,11 @@ def speak(prompts: "pa.Table", recipe: "Recipe", workspace: "Workspace", progres
     from jobs import ray_data
 
     ray_data.connect(recipe.resources)
-    prompts = prompts.sort_by("id")
-    shards = [{"first": first, "file": _file(ids)} for first, ids in _shards(prompts["id"].to_pylist())]
-    # A shard's name is a hash of what it says, so that a shard written before a kill is known to be the same.
+    shards = _plan(prompts, recipe)
     written = set(workspace.list("speech"))
     missing = [s for s in shards if s["file"] not in written]
     pool = recipe.resources.synthesis
-    table = ray.put(prompts)
+    table = ray.put(_in_order(prompts))
     with progress.count("speaking", len(shards), "shards", done=len(shards) - len(missing)) as counter:
         if missing:
             spoken = ray.data.from_items(missing, override_num_blocks=len(missing)).map(
@@ -112,13 +124,34 @@ class Speaker:
         return {"file": shard["file"]}
 
 
-def _shards(ids: list[str]) -> Iterator[tuple[int, list[str]]]:
-    for first in range(0, len(ids), _SHARD):
-        yield first, ids[first : first + _SHARD]
+def _in_order(prompts: "pa.Table") -> "pa.Table":
+    return prompts.sort_by("id")
 
 
-def _file(ids: list[str]) -> str:
-    return f"speech/part-{hashlib.sha256(chr(10).join(ids).encode()).hexdigest()[:16]}.parquet"
+def _plan(prompts: "pa.Table", recipe: "Recipe") -> list[dict[str, Any]]:
+    """{first, file} of each shard: its first prompt in the order of their ids, and where they go once spoken."""
+    ordered = _in_order(prompts)
+    parts = ((first, ordered.slice(first, _SHARD).to_pylist()) for first in range(0, len(ordered), _SHARD))
+    return [{"first": first, "file": _file(rows, recipe)} for first, rows in parts]
+
+
+def _file(rows: list[dict[str, Any]], recipe: "Recipe") -> str:
+    """Named by the prompts' ids, and by all else that their sound depends on."""
+    voices = recipe.voices
+    sections = {**voices.questions, **voices.held_out}
+    # How often a voice is drawn, the prompts say.
+    by = {name: sections[name].model_dump(mode="json", exclude={"share", "examined"}) for name in _voices(rows)}
+    how = [rows, by, recipe.seed, voices.answer, voices.recorded]
+    ids, rest = "\n".join(row["id"] for row in rows), json.dumps(how, sort_keys=True)
+    return f"speech/part-{_digest(ids)[:16]}-{_digest(rest)[:8]}.parquet"
+
+
+def _voices(rows: list[dict[str, Any]]) -> list[str]:
+    return sorted({row["voice"] for row in rows})
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _seed(seed: int, prompt: str) -> int:
@@ -131,7 +164,7 @@ JOB = Job(
     run=run,
     reads=("manifest",),
     sections=("voices", "data.max_bad_fraction"),
-    partial=("speech", _QUARANTINE),
+    renews=("speech", _QUARANTINE),
 )
 main = command(JOB)
 

@@ -77,18 +77,18 @@ def run(context: Context) -> dict[str, Any]:
             f"{workspace.uri}: no clip in speech/ or manifest/utterances.parquet; run manifest and synthesize"
         )
     there = set(workspace.list("units"))
-    missing = [shard for shard in shards if shard.units not in there]
     for stale in there - {shard.units for shard in shards}:
         if stale.startswith("units/part-"):
             workspace.delete(stale)
-    for stale in set(workspace.list("quarantine")) - {shard.quarantine for shard in shards if shard.units in there}:
+    done = _finished(workspace, [shard for shard in shards if shard.units in there])
+    missing = [shard for shard in shards if shard not in done]
+    for stale in set(workspace.list("quarantine")) - {shard.quarantine for shard in done}:
         if stale.startswith("quarantine/tokenize-"):
             workspace.delete(stale)
     clips = sum(shard.count for shard in shards)
-    with ThreadPoolExecutor(_READERS) as readers:
-        done = list(readers.map(lambda shard: tally(workspace, shard), [s for s in shards if s.units in there]))
-    bad = sum(t["quarantined"] for t in done)
-    with context.progress.count("tokenizing", clips, "clips", done=sum(t["clips"] for t in done)) as counter:
+    tallied = [*done.values()]
+    bad = sum(t["quarantined"] for t in tallied)
+    with context.progress.count("tokenizing", clips, "clips", done=sum(t["clips"] for t in tallied)) as counter:
         if missing:
             ray_data.connect(recipe.resources)
             pool = recipe.resources.tokenisation
@@ -107,14 +107,14 @@ def run(context: Context) -> dict[str, Any]:
                 num_gpus=pool.gpus,
             )
             for row in tallies.iter_rows():
-                done.append(row)
+                tallied.append(row)
                 bad += row["quarantined"]
                 counter.advance(row["clips"])
                 _refuse_too_many(workspace, shards, bad, clips, recipe.data.max_bad_fraction)
     _refuse_too_many(workspace, shards, bad, clips, recipe.data.max_bad_fraction)
     set_aside = set(workspace.list("quarantine"))
     quarantine = [shard.quarantine for shard in shards if shard.quarantine in set_aside]
-    return {"figures": _figures(done), "outputs": ["units", *quarantine]}
+    return {"figures": _figures(tallied), "outputs": ["units", *quarantine]}
 
 
 def named(shards: list[Shard], context: Context) -> list[Shard]:
@@ -132,6 +132,16 @@ def named(shards: list[Shard], context: Context) -> list[Shard]:
     # The name of a file of `speech/` says which prompts it speaks, and not how.
     spoken = context.inputs.get("synthesize", "")
     return [replace(s, name=f"{s.name}-{maker('' if s.file == RECORDINGS else spoken)}") for s in shards]
+
+
+def _finished(workspace: "Workspace", there: list[Shard]) -> dict[Shard, dict[str, Any]]:
+    """What the shards that are there came to. One with a sound that was missing is deleted: it may be there now."""
+    with ThreadPoolExecutor(_READERS) as readers:
+        tallies = dict(zip(there, readers.map(lambda shard: tally(workspace, shard), there), strict=True))
+    for shard in [shard for shard, told in tallies.items() if "missing_file" in json.loads(told["reasons"])]:
+        workspace.delete(shard.units)
+        del tallies[shard]
+    return tallies
 
 
 class Tokenizer:

@@ -386,6 +386,21 @@ def test_units_of_another_maker_are_others(workspace, recipe):
 
 
 @pytest.mark.ray
+def test_a_sound_that_was_missing_is_looked_for_again(ray_cluster, workspace, tmp_path):
+    """Where a disk was not there, and the job ended for it, an attempt with the disk goes through."""
+    recipe = load("tiny", ("data.max_bad_fraction=0", "corpora.shard_seconds=1"))
+    files = [sound_files.write(tmp_path, f"{n}", sound_files.speech(0.5, n), "flac") for n in range(3)]
+    recordings(workspace, *files)
+    files[1].rename(tmp_path / "away")
+    with pytest.raises(JobError, match="missing_file"):
+        tokenize(workspace, recipe)
+    (tmp_path / "away").rename(files[1])
+    assert tokenize(workspace, recipe)["figures"]["utterances"] == 3
+    assert sorted(workspace.read_table("units")["utterance_id"].to_pylist()) == ["0", "1", "2"]
+    assert not workspace.list("quarantine")
+
+
+@pytest.mark.ray
 def test_units_of_other_recordings_do_not_stay(ray_cluster, workspace, recipe, tmp_path):
     files = [sound_files.write(tmp_path, f"{n}", sound_files.speech(0.5, n), "flac") for n in range(2)]
     for file in files:
