@@ -2,8 +2,8 @@
 
 A job that has finished leaves a marker with a fingerprint of everything its result depends on: its recipe sections
 (but for limits, `section.Mark`), the seed, and the outputs of the jobs it reads. Run again with the same fingerprint it
-does nothing; with another it starts over, but for what it `renews`. A job that was killed left no marker; the next attempt finds the same
-fingerprint in its `started` file and continues from what is there.
+does nothing; with another it starts over, but for what it `renews`. A job that was killed left no marker; the next
+attempt finds the same fingerprint in its `started` file and continues from what is there.
 """
 
 import atexit
