@@ -100,14 +100,17 @@ def test_bfloat16_is_asked_for_and_gives_nearly_the_same(tmp_path: Path, layout:
     plain.encoder.layers[1].register_forward_hook(
         lambda _m, _i, out: captured.append(out[0] if isinstance(out, tuple) else out)
     )
+    lost: list[tuple[torch.Tensor, torch.Tensor]] = []
     for wave in clips():
         captured: list[torch.Tensor] = []
         with torch.inference_mode():
             plain(torch.from_numpy(wave).bfloat16()[None])
         wanted, given = exact([wave])[0], rough([wave])[0]
         assert given.dtype == torch.float32
-        # Rounding goes far in random layers: what transformers itself loses is the measure.
-        assert 0 < (given - wanted).std() < 1.2 * (captured[0][0].float() - wanted).std()
+        lost.append((given - wanted, captured[0][0].float() - wanted))
+    ours, theirs = (torch.cat(parts).std() for parts in zip(*lost, strict=True))
+    # Rounding goes far in random layers: what transformers itself loses is the measure.
+    assert 0 < ours < 1.2 * theirs
     codebook = Codebook(exact(clips())[0][:20])
     assert SpeechEncoder(exact, codebook).name == "hubert-L2-km20"
     assert SpeechEncoder(rough, codebook).name == "hubert-L2-km20-bfloat16"
