@@ -18,6 +18,7 @@ RECORDINGS = "manifest/utterances.parquet"
 GROUP_ROWS = 4096
 """Rows in a row group of RECORDINGS."""
 _ROWS_AT_ONCE = 64 * GROUP_ROWS
+_LENGTHS = ("seconds", "rate")
 _DIGITS = 16
 """Of a hash in a name."""
 
@@ -88,9 +89,8 @@ def _told(workspace: "Workspace") -> Iterator[dict[str, Any]]:
     """What the manifest says of each recording, in its order; a column that others alone have says nothing of it."""
     total = workspace.count_rows(RECORDINGS)
     for first in range(0, total, _ROWS_AT_ONCE):
-        table = workspace.read_rows(RECORDINGS, first, _ROWS_AT_ONCE)
-        for row in table.drop_columns(["seconds", "rate"]).to_pylist():
-            yield {name: value for name, value in row.items() if value is not None}
+        for row in workspace.read_rows(RECORDINGS, first, _ROWS_AT_ONCE).to_pylist():
+            yield {name: value for name, value in row.items() if value is not None and name not in _LENGTHS}
 
 
 def runs(lengths: Iterable[float], budget: float, begins: Iterable[bool] = repeat(False)) -> Iterator[tuple[int, int]]:
