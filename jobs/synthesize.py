@@ -139,15 +139,12 @@ def _file(rows: list[dict[str, Any]], recipe: "Recipe") -> str:
     """Named by the prompts' ids, and by all else that their sound depends on."""
     voices = recipe.voices
     sections = {**voices.questions, **voices.held_out}
+    speakers = {row["voice"] for row in rows}
     # How often a voice is drawn, the prompts say.
-    by = {name: sections[name].model_dump(mode="json", exclude={"share", "examined"}) for name in _voices(rows)}
+    by = {name: sections[name].model_dump(mode="json", exclude={"share", "examined"}) for name in speakers}
     how = [rows, by, recipe.seed, voices.answer, voices.recorded]
     ids, rest = "\n".join(row["id"] for row in rows), json.dumps(how, sort_keys=True)
     return f"speech/part-{_digest(ids)[:16]}-{_digest(rest)[:8]}.parquet"
-
-
-def _voices(rows: list[dict[str, Any]]) -> list[str]:
-    return sorted({row["voice"] for row in rows})
 
 
 def _digest(text: str) -> str:

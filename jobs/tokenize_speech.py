@@ -129,7 +129,7 @@ def named(shards: list[Shard], context: Context) -> list[Shard]:
     def maker(speech: str) -> str:
         return hashlib.sha256(json.dumps([encoder, settings, speech]).encode()).hexdigest()[:_DIGITS]
 
-    # The name of a file of `speech/` says which prompts it speaks, and not how.
+    # A file of `speech/` is named by what it says; a service (`engine: http`) may say it another way another time.
     spoken = context.inputs.get("synthesize", "")
     return [replace(s, name=f"{s.name}-{maker('' if s.file == RECORDINGS else spoken)}") for s in shards]
 

@@ -37,7 +37,7 @@ HUBERT = (
     "encoder.training.augment=0",
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(9000)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(5400)]
 
 
 def prompts(language: str) -> dict[str, np.ndarray]:

@@ -24,8 +24,7 @@ HUBERT = dict(
     intermediate_size=64,
     conv_dim=(16,) * 7,
     num_conv_pos_embeddings=16,
-    # 16 channels each: with 8, oneDNN 3.12 gets bfloat16 convolutions wrong where there is AMX (real models have more).
-    num_conv_pos_embedding_groups=2,
+    num_conv_pos_embedding_groups=4,
 )
 HUBERT_LAYOUTS = {
     "base": {"feat_extract_norm": "group", "do_stable_layer_norm": False},

@@ -11,8 +11,8 @@ from speechgpt.speech.codebook import Codebook
 from speechgpt.speech.encoder import SpeechEncoder, batches_by_length
 
 
-def model(layout: str) -> HubertModel:
-    made = hubert.scratch({**HUBERT, **HUBERT_LAYOUTS[layout]}, seed=0)
+def model(layout: str, **changed: int) -> HubertModel:
+    made = hubert.scratch({**HUBERT, **HUBERT_LAYOUTS[layout], **changed}, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # random initialisation alone is too small to tell much
         for parameter in made.parameters():
@@ -100,17 +100,14 @@ def test_bfloat16_is_asked_for_and_gives_nearly_the_same(tmp_path: Path, layout:
     plain.encoder.layers[1].register_forward_hook(
         lambda _m, _i, out: captured.append(out[0] if isinstance(out, tuple) else out)
     )
-    lost: list[tuple[torch.Tensor, torch.Tensor]] = []
     for wave in clips():
         captured: list[torch.Tensor] = []
         with torch.inference_mode():
             plain(torch.from_numpy(wave).bfloat16()[None])
         wanted, given = exact([wave])[0], rough([wave])[0]
         assert given.dtype == torch.float32
-        lost.append((given - wanted, captured[0][0].float() - wanted))
-    ours, theirs = (torch.cat(parts).std() for parts in zip(*lost, strict=True))
-    # Rounding goes far in random layers: what transformers itself loses is the measure.
-    assert 0 < ours < 1.2 * theirs
+        # Rounding goes far in random layers: what transformers itself loses is the measure.
+        assert 0 < (given - wanted).std() < 1.2 * (captured[0][0].float() - wanted).std()
     codebook = Codebook(exact(clips())[0][:20])
     assert SpeechEncoder(exact, codebook).name == "hubert-L2-km20"
     assert SpeechEncoder(rough, codebook).name == "hubert-L2-km20-bfloat16"
@@ -118,7 +115,9 @@ def test_bfloat16_is_asked_for_and_gives_nearly_the_same(tmp_path: Path, layout:
 
 @pytest.mark.parametrize("layout", HUBERT_LAYOUTS)
 def test_bfloat16_where_nothing_is_frozen_as_on_gpus(layout: str) -> None:
-    exact, rough = (hubert.HubertFeatures(model(layout), 2, normalize=False) for _ in range(2))
+    # 16 channels a group: with 8, oneDNN 3.12 gets bfloat16 convolutions wrong where there is AMX (published: 48, 64).
+    models = (model(layout, num_conv_pos_embedding_groups=2) for _ in range(2))
+    exact, rough = (hubert.HubertFeatures(each, 2, normalize=False) for each in models)
     rough.precision = "bfloat16"
     for wanted, given, alone in zip(
         exact(clips()), rough(clips()), (rough([wave])[0] for wave in clips()), strict=True

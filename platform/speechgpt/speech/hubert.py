@@ -23,7 +23,7 @@ UNIT_CONFIG = "unit_config.json"
 
 
 def precisions() -> list[Precision]:
-    """Those that this processor has."""
+    """Those that can be had on this processor, fast or not."""
     return ["float32", *(["bfloat16x3"] if split_products.available() else []), "bfloat16"]  # type: ignore[list-item]
 
 
